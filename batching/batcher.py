@@ -1,0 +1,140 @@
+"""One-shot batches: embeddings, encoder passes, synthesis. A thin async shell around a Scheduler."""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic
+
+import anyio
+
+from batching.degradation import Report, is_memory_error, run_isolated
+from batching.errors import DeadlineExceeded, ShuttingDown
+from batching.job import Job, Result, Work
+from batching.limits import Limits
+from batching.loop import BatchLoop
+from batching.worker import Worker
+
+Run = Callable[[Sequence[Work]], Sequence[Result | Exception]]
+
+
+class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
+    """Gathers jobs into batches and gives every job exactly one answer.
+
+    run: the model, called in the worker thread with the batch's works; returns one entry a work, in order. An entry
+        that is an Exception becomes that job's error. What it raises is isolated by splitting the batch.
+    is_out_of_memory, release_memory: how the device says no, and how it gives back what a failed batch held.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Run[Work, Result],
+        limits: Limits,
+        *,
+        worker: Worker,
+        is_out_of_memory: Callable[[BaseException], bool] = is_memory_error,
+        release_memory: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(name, limits)
+        self._run = run
+        self._worker = worker
+        self._is_out_of_memory = is_out_of_memory
+        self._release_memory = release_memory
+        self._running: Sequence[Job[Work, Result]] = ()
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    async def submit(self, job: Job[Work, Result]) -> Result:
+        """Wait for the job's answer. Cancelling the wait withdraws the job.
+
+        Raises QueueFull, ShuttingDown, DeadlineExceeded, OutOfMemory, EngineFailed, or the error `run` returned for it.
+        """
+        return (await self.submit_all([job]))[0]
+
+    async def submit_all(self, jobs: Sequence[Job[Work, Result]]) -> list[Result]:
+        """As `submit`, for jobs that are admitted together or not at all. The first error withdraws the rest."""
+        self._enqueue(jobs)
+        loop = asyncio.get_running_loop()
+        for job in jobs:
+            job.future = loop.create_future()
+        deadline = min((job.caller.deadline for job in jobs if job.caller.deadline is not None), default=math.inf)
+        try:
+            with anyio.CancelScope(deadline=deadline):
+                return [await job.future for job in jobs if job.future]
+            raise DeadlineExceeded("the deadline passed before the result was there")
+        finally:
+            for job in jobs:
+                self._withdraw(job)
+
+    def _withdraw(self, job: Job[Work, Result]) -> None:
+        """Take back a job that nobody waits for any more; nothing to do if it has its answer."""
+        if job.future is None:
+            return
+        if job.future.done() and not job.future.cancelled():
+            job.future.exception()  # marked as seen: asyncio would complain about an error that nobody awaits
+            return
+        job.future.cancel()
+        job.cancel.cancel()
+        if self._scheduler.abort(job):
+            self._signal()
+
+    @property
+    def _busy(self) -> bool:
+        return self.waiting > 0 or any(job.future and not job.future.done() for job in self._running)
+
+    async def _turn(self) -> None:
+        await self._batch_due()
+        now = anyio.current_time()
+        batch = self._scheduler.next_batch(now, max_size=self.limits.max_batch_size, max_cost=self._limit.current(now))
+        for job in batch.expired:
+            _answer(job, DeadlineExceeded("the deadline passed while the request waited"))
+        if batch.jobs:
+            await self._run_batch(batch.jobs)
+        self._signal()
+
+    async def _batch_due(self) -> None:
+        while (delay := self._due_in()) != 0:
+            with anyio.move_on_after(delay):
+                await self._next_change()
+
+    def _due_in(self) -> float | None:
+        now = anyio.current_time()
+        return self._scheduler.due_in(now, max_size=self.limits.max_batch_size, max_cost=self._limit.current(now))
+
+    async def _run_batch(self, jobs: Sequence[Job[Work, Result]]) -> None:
+        self._running = jobs
+        started = anyio.current_time()
+        for job in jobs:
+            job.timing.started, job.timing.batch_size = started, len(jobs)
+        report = await self._run_in_worker(jobs)
+        ended = anyio.current_time()
+        for job, answer in zip(jobs, report.answers, strict=True):
+            job.timing.ended = ended
+            _answer(job, answer)
+        self._running = ()
+        self._pace.record(sum(job.cost for job in jobs), ended - started)
+        if report.oom_cost is not None:
+            self._shrink(report.oom_cost)
+
+    async def _run_in_worker(self, jobs: Sequence[Job[Work, Result]]) -> Report[Result]:
+        works, costs = [job.work for job in jobs], [job.cost for job in jobs]
+        isolated = partial(run_isolated, self._run, works, costs, self._is_out_of_memory, self._release_memory)
+        return await self._worker.run(isolated, requests=[job.caller.request_id for job in jobs])
+
+    def _abandon(self) -> None:
+        for job in (*self._running, *self._scheduler.clear()):
+            job.cancel.cancel()
+            _answer(job, ShuttingDown(f"{self.name} was stopped"))
+        self._running = ()
+
+
+def _answer(job: Job[Work, Result], answer: Result | Exception) -> None:
+    if job.future is None or job.future.done():
+        return
+    if isinstance(answer, Exception):
+        job.future.set_exception(answer)
+    else:
+        job.future.set_result(answer)

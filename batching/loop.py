@@ -1,0 +1,121 @@
+"""What one-shot and step-wise batching share: a bounded door, a loop, and an orderly end."""
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import anyio
+
+from batching.degradation import BatchLimit
+from batching.errors import DeadlineExceeded, QueueFull, ShuttingDown
+from batching.job import Caller, Job
+from batching.limits import Limits
+from batching.pace import Pace
+from batching.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+J = TypeVar("J", bound=Job[Any, Any])
+
+
+class BatchLoop(ABC, Generic[J]):
+    """Everything here runs on the event loop; only the model runs in the worker thread."""
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        self.name = name
+        self.limits = limits
+        self._scheduler: Scheduler[J] = Scheduler(limits)
+        self._limit = BatchLimit(limits.max_batch_cost)
+        self._pace = Pace()
+        self._changed = anyio.Event()
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return len(self._scheduler)
+
+    @property
+    @abstractmethod
+    def running(self) -> int:
+        """Jobs in the batch."""
+
+    def check_room(self, jobs: int = 1, cost: int = 0) -> None:
+        """Raise QueueFull or ShuttingDown if so much more may not wait."""
+        if self._closed:
+            raise ShuttingDown(f"{self.name} is shutting down")
+        try:
+            self._scheduler.check_room(jobs, cost)
+        except QueueFull as full:
+            full.retry_after = self._pace.seconds_for(self._scheduler.waiting_cost)
+            raise
+
+    @contextmanager
+    def place(self, caller: Caller, jobs: int = 1) -> Iterator[None]:
+        """A place in the queue for jobs that are prepared within this context; submit them right after it.
+
+        Raises QueueFull or ShuttingDown before the effort is made, and DeadlineExceeded when it takes too long.
+        """
+        self.check_room(jobs)
+        self._scheduler.reserved += jobs
+        try:
+            with anyio.CancelScope(deadline=math.inf if caller.deadline is None else caller.deadline) as scope:
+                yield
+        finally:
+            self._scheduler.reserved -= jobs
+        if scope.cancelled_caught:
+            raise DeadlineExceeded("the deadline passed while the request was prepared")
+
+    async def run(self) -> None:
+        """The loop. Ends by cancellation; then nobody is left waiting, and whoever comes is turned away."""
+        try:
+            while True:
+                await self._turn()
+        finally:
+            self._closed = True
+            self._abandon()
+            self._signal()
+
+    async def drain(self) -> None:
+        """Refuse new work; return when every admitted job has its end."""
+        self._closed = True
+        while self._busy:
+            await self._next_change()
+
+    @property
+    @abstractmethod
+    def _busy(self) -> bool:
+        """Whether an admitted job has not ended yet."""
+
+    @abstractmethod
+    async def _turn(self) -> None:
+        """Run what is due, or wait for something to change."""
+
+    @abstractmethod
+    def _abandon(self) -> None:
+        """End every admitted job with ShuttingDown."""
+
+    def _enqueue(self, jobs: Sequence[J]) -> None:
+        """Let all of them wait, or none. Raises QueueFull or ShuttingDown."""
+        self.check_room(len(jobs), sum(job.cost for job in jobs))
+        now = anyio.current_time()
+        for job in jobs:
+            job.timing.arrived = now
+        self._scheduler.add(jobs)
+        self._signal()
+
+    def _shrink(self, failed_cost: int) -> None:
+        now = anyio.current_time()
+        self._limit.shrink(failed_cost, now)
+        logger.warning("%s ran out of memory: batches now cost at most %d", self.name, self._limit.current(now))
+
+    def _signal(self) -> None:
+        self._changed.set()
+
+    async def _next_change(self) -> None:
+        if self._changed.is_set():
+            self._changed = anyio.Event()
+        await self._changed.wait()

@@ -1,0 +1,114 @@
+"""Who runs next. Pure and synchronous: no clock, no thread, no await; time comes in as a number."""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from batching.errors import QueueFull
+from batching.job import Job, Priority
+from batching.limits import Limits
+
+J = TypeVar("J", bound=Job[Any, Any])
+
+
+class Batch(NamedTuple, Generic[J]):
+    """jobs: to run together now. expired: taken from the queue past their deadline; they never run."""
+
+    jobs: list[J]
+    expired: list[J]
+
+
+class Scheduler(Generic[J]):
+    """A bounded waiting room. Priority first, then arrival; nothing overtakes, so nothing starves within a priority.
+
+    reserved: places of jobs that are still being prepared.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.waiting_cost = 0
+        self.reserved = 0
+        self._waiting: dict[Priority, OrderedDict[J, None]] = {priority: OrderedDict() for priority in Priority}
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self._waiting.values())
+
+    def check_room(self, jobs: int = 1, cost: int = 0) -> None:
+        """Raise QueueFull if so much more may not wait.
+
+        An empty queue takes one request of any size: above the bound, it would be told to retry for ever.
+        """
+        waiting = len(self) + self.reserved
+        if not waiting:
+            return
+        if waiting + jobs > self.limits.max_queue_size:
+            raise QueueFull(self.limits.max_queue_size)
+        if self.waiting_cost + cost > self.limits.max_queue_cost:
+            raise QueueFull(self.limits.max_queue_cost, "units of work")
+
+    def add(self, jobs: Sequence[J]) -> None:
+        """Let all of them wait, or none. Raises QueueFull."""
+        self.check_room(len(jobs), sum(job.cost for job in jobs))
+        for job in jobs:
+            self._waiting[job.caller.priority][job] = None
+            self.waiting_cost += job.cost
+
+    def requeue(self, jobs: Sequence[J]) -> None:
+        """Put preempted jobs back at the head, in the order given. They were admitted once; no bound applies."""
+        for job in reversed(jobs):
+            queue = self._waiting[job.caller.priority]
+            queue[job] = None
+            queue.move_to_end(job, last=False)
+            self.waiting_cost += job.cost
+
+    def abort(self, job: J) -> bool:
+        """Withdraw a waiting job. False if it is not waiting (any more)."""
+        queue = self._waiting[job.caller.priority]
+        if job not in queue:
+            return False
+        self._remove(job)
+        return True
+
+    def clear(self) -> list[J]:
+        """Withdraw every waiting job."""
+        jobs = list(itertools.chain.from_iterable(self._waiting.values()))
+        for job in jobs:
+            self._remove(job)
+        return jobs
+
+    def next_batch(self, now: float, *, max_size: int, max_cost: int, alone: bool = True) -> Batch[J]:
+        """Take the jobs that run next: at most `max_size`, of at most `max_cost` together.
+
+        alone: nothing else is running, so a first job above `max_cost` is taken all the same, by itself.
+        """
+        batch: Batch[J] = Batch([], [])
+        room = max_cost
+        for job in itertools.chain.from_iterable(self._waiting.values()):
+            if job.is_due(now):
+                batch.expired.append(job)
+            elif len(batch.jobs) < max_size and (job.cost <= room or (alone and not batch.jobs)):
+                batch.jobs.append(job)
+                room -= job.cost
+            else:
+                break
+        for job in (*batch.jobs, *batch.expired):
+            self._remove(job)
+        return batch
+
+    def due_in(self, now: float, *, max_size: int, max_cost: int) -> float | None:
+        """Seconds until a batch should start: 0 is now, None is not before another job arrives.
+
+        The first job's arrival starts the clock, so a lone request waits `max_wait` at most.
+        """
+        waiting = len(self)
+        if not waiting:
+            return None
+        if waiting >= max_size or self.waiting_cost >= max_cost:
+            return 0.0
+        oldest = min(next(iter(queue)).timing.arrived for queue in self._waiting.values() if queue)
+        return max(0.0, oldest + self.limits.max_wait - now)
+
+    def _remove(self, job: J) -> None:
+        del self._waiting[job.caller.priority][job]
+        self.waiting_cost -= job.cost

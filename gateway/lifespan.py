@@ -1,0 +1,79 @@
+"""What lives as long as the process: models, their batch loops, the upstream. Opened and closed here only."""
+
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+
+import anyio
+from starlette.applications import Starlette
+
+from gateway.settings import Settings
+from gateway.state import State
+from handlers.errors import ModelLoadError, SourceError
+from handlers.registry import Registry
+from proxy.upstream import Upstream
+
+logger = logging.getLogger(__name__)
+
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[State]]
+OnReady = Callable[[Registry], None]
+OnFailure = Callable[[str], None]
+
+
+def stop_process(reason: str) -> None:
+    """End the server the orderly way. When a task of the lifespan dies, uvicorn would go on serving without it."""
+    logger.critical("stopping: %s", reason)
+    signal.raise_signal(signal.SIGTERM)
+
+
+def lifespan_of(
+    settings: Settings, registry: Registry, *, on_ready: OnReady, on_failure: OnFailure = stop_process
+) -> Lifespan:
+    """The lifespan of one application.
+
+    Requests are answered at once and models load behind them (503 until a model is warm), so that liveness probes and
+    Ctrl-C work meanwhile.
+    on_ready: called once, when all models are warm. on_failure: called with one line when a model cannot be had or a
+    batch loop dies; it must end the process.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[State]:
+        upstream = _open_upstream(settings)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_serve_models, registry, partial(on_ready, registry), on_failure)
+                yield State(settings=settings, registry=registry, upstream=upstream)
+                with anyio.move_on_after(settings.drain_timeout):
+                    await registry.drain()
+                tasks.cancel_scope.cancel()
+        finally:
+            if upstream is not None:
+                await upstream.aclose()
+
+    return lifespan
+
+
+async def _serve_models(registry: Registry, on_ready: Callable[[], None], on_failure: OnFailure) -> None:
+    try:
+        await registry.serve(on_ready)
+    except* (ModelLoadError, SourceError) as failed:
+        on_failure(str(failed.exceptions[0]))
+    except* Exception as failed:
+        logger.exception("a model's task died", exc_info=failed)
+        on_failure("a model's task died; the log has the traceback")
+
+
+def _open_upstream(settings: Settings) -> Upstream | None:
+    if settings.upstream_url is None:
+        return None
+    key = settings.upstream_api_key
+    return Upstream(
+        settings.upstream_url,
+        api_key=key.get_secret_value() if key else None,
+        connect_timeout=settings.upstream_connect_timeout,
+        read_timeout=settings.upstream_read_timeout,
+        max_connections=settings.max_connections,
+    )

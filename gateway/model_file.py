@@ -1,0 +1,182 @@
+"""The TOML file of models: one `[[models]]` table each, checked whole and read into ModelSpec."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.mistakes import Allowed, Refusal, SettingsError, allowed_values, did_you_mean, reason
+from gateway.values import Count, Device
+from handlers.errors import SourceError
+from handlers.sources import parse as parse_source
+from handlers.spec import ModelSpec, Task
+from handlers.starter import STARTER_MODELS
+
+
+def _check_source(source: str) -> str:
+    try:
+        parse_source(source)
+    except (SourceError, RuntimeError) as exc:  # RuntimeError: "~name" without an account of that name
+        raise Refusal(str(exc)) from exc
+    return source
+
+
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$"),
+    Allowed("a name of letters, digits and . _ : / @ + -"),
+]
+TaskName = Annotated[Task, Allowed("chat, embeddings, transcription or speech")]
+Source = Annotated[str, AfterValidator(_check_source), Allowed("a source: hub:…, dir:…, wheel:… or package:…")]
+Names = Annotated[tuple[Name, ...], Allowed("a list of names of letters, digits and . _ : / @ + -")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16", "int8"], Allowed("auto, float32, bfloat16, float16 or int8")
+]
+Quantization = Annotated[Literal["none", "bnb-8bit", "bnb-4bit"], Allowed("none, bnb-8bit or bnb-4bit")]
+Engine = Annotated[
+    Literal["auto", "transformers", "faster-whisper", "hibari"],
+    Allowed("auto, transformers, faster-whisper or hibari"),
+]
+Wait = Annotated[float, Field(strict=True, ge=0, le=60), Allowed("a number of seconds from 0 to 60")]
+
+
+class LimitsTable(BaseModel):
+    """`limits` of one model; what is left out is as for the starter model of that task."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_queue_size: Count | None = None
+    max_queue_cost: Count | None = None
+    max_batch_size: Count | None = None
+    max_batch_cost: Count | None = None
+    max_wait: Wait | None = None
+
+
+class ModelTable(BaseModel):
+    """One `[[models]]` table; what is left out has the default of handlers.spec.ModelSpec."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    id: Name
+    task: TaskName
+    source: Source
+    aliases: Names | None = None
+    dtype: Dtype | None = None
+    quantization: Quantization | None = None
+    engine: Engine | None = None
+    device: Device | None = None
+    max_model_len: Count | None = None
+    openai_tokens: Source | None = None
+    limits: Annotated[LimitsTable, Allowed(f"a table of {', '.join(LimitsTable.model_fields)}")] | None = None
+
+
+_ENGINES = {
+    Task.CHAT: "transformers",
+    Task.EMBEDDINGS: "transformers",
+    Task.TRANSCRIPTION: "faster-whisper",
+    Task.SPEECH: "hibari",
+}
+_LIMITS = {spec.task: spec.limits for spec in STARTER_MODELS}
+_TABLES: Mapping[str, type[BaseModel]] = {"models": ModelTable, "limits": LimitsTable}
+_ALLOWED = {name: allowed for table in _TABLES.values() for name, allowed in allowed_values(table).items()}
+
+
+def read_model_file(path: Path) -> tuple[ModelSpec, ...]:
+    """Raises OSError if the file cannot be read, SettingsError with every mistake in it."""
+    document = _parse(path)
+    mistakes = [f"{key}: is unknown{did_you_mean(key, ['models'])}" for key in document if key != "models"]
+    raw_tables = document.get("models")
+    if not isinstance(raw_tables, list) or not raw_tables:
+        mistakes.append("models: is missing; write one [[models]] table for each model")
+        raw_tables = []
+    tables: dict[str, ModelTable] = {}
+    for index, raw in enumerate(raw_tables):
+        place = f"models[{index}]"
+        try:
+            tables[place] = ModelTable.model_validate(raw)
+        except ValidationError as exc:
+            mistakes += [_mistake(place, error) for error in exc.errors()]
+    mistakes += [*_contradictions(tables), *_shared_names(tables)]
+    if mistakes:
+        raise SettingsError(f"{path}: {mistake}" for mistake in mistakes)
+    return tuple(_spec(table, path.parent) for table in tables.values())
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as exc:
+        raise SettingsError([f"{path}: is not TOML: {exc}"]) from exc
+
+
+def _mistake(place: str, error: ErrorDetails) -> str:
+    location = error["loc"]
+    if not location:
+        return f"{place}: must be a table"
+    path = place + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    names = [part for part in location if isinstance(part, str)]
+    if error["type"] == "extra_forbidden":
+        siblings = _TABLES["limits" if len(names) > 1 else "models"].model_fields
+        return f"{path}: is unknown{did_you_mean(names[-1], siblings)}"
+    return f"{path}: {reason(error, _ALLOWED[names[-1]])}"
+
+
+def _contradictions(tables: Mapping[str, ModelTable]) -> Iterator[str]:
+    """Values that the model's task cannot follow."""
+    for place, table in tables.items():
+        if table.engine not in (None, "auto", _ENGINES[table.task]):
+            yield f"{place}.engine: {table.task} models are run by {_ENGINES[table.task]}; leave it out"
+        if table.quantization not in (None, "none") and table.task is not Task.CHAT:
+            yield f"{place}.quantization: is for chat models; this one is for {table.task}"
+        if table.openai_tokens and table.task is not Task.EMBEDDINGS:
+            yield f"{place}.openai_tokens: is for embeddings models; this one is for {table.task}"
+        if table.dtype == "int8" and table.task in (Task.CHAT, Task.EMBEDDINGS):
+            yield f"{place}.dtype: int8 is for transcription models; this one is for {table.task}"
+        yield from _without_effect(place, table)
+        if table.max_model_len and table.task not in (Task.CHAT, Task.EMBEDDINGS):
+            yield f"{place}.max_model_len: is for chat and embeddings models; this one is for {table.task}"
+
+
+def _without_effect(place: str, table: ModelTable) -> Iterator[str]:
+    """What an engine does not have is refused rather than ignored."""
+    limits = table.limits.model_fields_set if table.limits else set()
+    if table.task in (Task.TRANSCRIPTION, Task.SPEECH):
+        for name in limits & {"max_batch_size", "max_batch_cost", "max_wait"}:
+            yield f"{place}.limits.{name}: has no effect, as {table.task} takes one request after another; leave it out"
+    if table.task is Task.CHAT and "max_wait" in limits:
+        yield f"{place}.limits.max_wait: has no effect, as chats join a running batch at any step; leave it out"
+    if table.task is Task.SPEECH and table.dtype not in (None, "auto", "int8"):
+        yield f"{place}.dtype: speech models run in int8; leave it out"
+    if table.task is Task.SPEECH and table.device not in (None, "auto", "cpu"):
+        yield f"{place}.device: speech models run on the CPU; leave it out"
+
+
+def _shared_names(tables: Mapping[str, ModelTable]) -> Iterator[str]:
+    """Ids and aliases live in one name space."""
+    owners: dict[str, str] = {}
+    for place, table in tables.items():
+        aliases = ((f"{place}.aliases[{index}]", alias) for index, alias in enumerate(table.aliases or ()))
+        for path, name in ((f"{place}.id", table.id), *aliases):
+            owner = owners.setdefault(name, path)
+            if owner != path:
+                yield f"{path}: must be a name of its own; {name} is {owner} too"
+
+
+def _spec(table: ModelTable, folder: Path) -> ModelSpec:
+    given = {name: getattr(table, name) for name in table.model_fields_set}
+    limits = table.limits.model_dump(exclude_unset=True) if table.limits else {}
+    given |= {name: _beside(folder, given[name]) for name in ("source", "openai_tokens") if given.get(name)}
+    return ModelSpec(**{**given, "limits": replace(_LIMITS[table.task], **limits)})
+
+
+def _beside(folder: Path, source: str) -> str:
+    """A relative `dir:` is relative to the file that names it, not to wherever the server is started."""
+    kind, _, path = source.partition(":")
+    if kind == "dir" and not path.startswith("~"):
+        return f"dir:{(folder / path).absolute()}"
+    return source

@@ -1,0 +1,103 @@
+"""One process that serves: bound sockets, uvicorn around the app, and an end that nothing can hold up."""
+
+import logging
+import math
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, MutableMapping
+from types import FrameType
+from typing import Any, NoReturn
+
+import uvicorn
+
+from gateway.announce import ready_message
+from gateway.app import create_app
+from gateway.settings import Settings
+from handlers.registry import Registry
+
+# Seconds. Load balancers keep idle connections for 60; the side that closes first must not be this one, or a request
+# that is just being sent is lost.
+KEEP_ALIVE = 75
+
+
+def run(settings: Settings, sockets: list[socket.socket], announce: Callable[[str], None]) -> str | None:
+    """Serve on `sockets` until a signal comes; returns one line that says why, if something else ended it.
+
+    announce: called with the ready message once every model is warm.
+    """
+
+    def on_ready(registry: Registry) -> None:
+        announce(ready_message(settings, registry.models))
+
+    def on_failure(reason: str) -> None:
+        server.fail(reason)
+
+    server = Server(_uvicorn_config(create_app(settings, on_ready=on_ready, on_failure=on_failure), settings))
+    try:
+        server.run(sockets)
+    except SystemExit:
+        server.fail("the application could not be started; the log has the traceback")
+    return server.failure
+
+
+class Server(uvicorn.Server):
+    """Ends orderly at the first signal, at once at the second."""
+
+    failure: str | None = None
+
+    def fail(self, reason: str) -> None:
+        self.failure = reason
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn would also raise the signal again at the end, which turns an orderly end into a killed process."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        self.should_exit = True
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, also while a thread loads weights or runs a batch.
+
+    Such a thread cannot be stopped, and the interpreter would wait for it.
+    """
+    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def set_library_defaults(settings: Settings, environ: MutableMapping[str, str]) -> None:
+    """What the model libraries read from the environment as they are imported; what is set already stays.
+
+    Threads of a maths library spin for a while after each call; here they would take the core of the event loop.
+    """
+    environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environ.setdefault("KMP_BLOCKTIME", "0")
+    environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if settings.threads is not None:
+        environ["OMP_NUM_THREADS"] = str(settings.threads)
+    if settings.offline:
+        environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
+    # limit_concurrency stays off: uvicorn's 503 is not in OpenAI's form. Admission is the batchers' business.
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Rate limits go by address, which a client must not be able to choose.
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
+    )

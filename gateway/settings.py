@@ -1,0 +1,209 @@
+"""Settings: the only reader of the environment. One frozen object, validated whole before anything starts."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from dotenv.parser import Binding, parse_stream
+from pydantic import ByteSize, Field, PrivateAttr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gateway.mistakes import SettingsError, allowed_values, did_you_mean, reason
+from gateway.values import (
+    ApiKey,
+    ApiKeys,
+    Connections,
+    Device,
+    Folder,
+    Host,
+    LogFormat,
+    LogLevel,
+    ModelChoice,
+    Origins,
+    Port,
+    RateLimit,
+    Seconds,
+    SecondsOrNone,
+    Size,
+    Switch,
+    Threads,
+    UpstreamUrl,
+)
+from handlers.spec import ModelSpec
+from handlers.starter import STARTER_MODELS
+
+__all__ = ["Settings", "SettingsError"]
+
+PREFIX = "GATEWAY_"
+MIB = 1024 * 1024
+
+
+def cache_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Path:
+    """Where fetched models are kept: in the user's cache folder, as the platform has it; "~" is not expanded."""
+    base = {
+        "win32": environ.get("LOCALAPPDATA") or "~/AppData/Local",
+        "darwin": "~/Library/Caches",
+    }.get(platform) or (environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(base, "openai-inference-gateway", "models")
+
+
+class Settings(BaseSettings):
+    """Read with `load`; the constructor takes fields and reads nothing. `description` is the line in env.example."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX)
+
+    host: Host = Field(
+        "127.0.0.1", description="Address to listen on. Other machines reach 0.0.0.0: set API keys then."
+    )
+    port: Port = Field(8000, description="Port to listen on.")
+    log_level: LogLevel = Field("info", description="Least severe level that is logged.")
+    log_format: LogFormat = Field("text", description="Log lines for people, or one JSON object a line.")
+    api_keys: ApiKeys = Field((), description="Keys that clients may use; empty lets everybody in.")
+    max_body_bytes: Size = Field(ByteSize(10 * MIB), description="Largest request body, audio uploads apart.")
+    max_audio_bytes: Size = Field(ByteSize(25 * MIB), description="Largest audio upload.")
+    max_audio_seconds: Seconds = Field(3600.0, description="Longest audio that is transcribed, in seconds.")
+    body_timeout: Seconds = Field(30.0, description="Seconds that a client has to send its request.")
+    request_timeout: Seconds = Field(600.0, description="Seconds that a request may take in all; 504 after that.")
+    send_timeout: Seconds = Field(30.0, description="Seconds that a client may take to accept a piece of its answer.")
+    keepalive_interval: Seconds = Field(
+        15.0, description="Seconds of silence in a stream after which a comment is sent."
+    )
+    drain_timeout: SecondsOrNone = Field(30.0, description="Seconds that requests in hand get to finish on shutdown.")
+    rate_limit: RateLimit | None = Field(None, description="Requests that each key, or address, may make.")
+    cors_origins: Origins = Field((), description="Web pages that may call from a browser; empty allows none.")
+    models: ModelChoice = Field("starter", description="What to serve: starter, none (proxy only), or a TOML file.")
+    models_dir: Folder = Field(
+        default_factory=lambda: cache_folder(os.environ),
+        validate_default=True,
+        description="Folder that fetched models are kept in.",
+        examples=["~/.cache/openai-inference-gateway/models"],
+    )
+    device: Device = Field("auto", description="Where models run, unless the TOML file says otherwise for one.")
+    threads: Threads | None = Field(
+        None, description="CPU threads a model computes with; empty leaves it to the engines."
+    )
+    offline: Switch = Field(False, description="Serve only what is in models_dir; never fetch.")
+    strict_params: Switch = Field(False, description="Answer 400 to request fields that nobody knows.")
+    upstream_url: UpstreamUrl | None = Field(None, description="OpenAI-compatible server for what is not served here.")
+    upstream_api_key: ApiKey | None = Field(None, description="Key sent to the upstream; empty sends none.")
+    upstream_connect_timeout: Seconds = Field(5.0, description="Seconds that connecting to the upstream may take.")
+    upstream_read_timeout: Seconds = Field(300.0, description="Seconds that the upstream may be silent.")
+    max_connections: Connections = Field(1024, description="Connections to the upstream at once.")
+
+    _specs: tuple[ModelSpec, ...] = PrivateAttr(())
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] = os.environ, env_file: str | Path | None = ".env") -> Self:
+        """Read `GATEWAY_*` from `environ`, then from `env_file` if there is one; an empty value means the default.
+
+        Raises SettingsError with every mistake, wherever it was made.
+        """
+        from_file, mistakes = _read_env_file(env_file)
+        variables = {name: text for name, text in {**from_file, **environ}.items() if name.upper().startswith(PREFIX)}
+        mistakes += [_unknown(name) for name in variables if name not in VARIABLES]
+        values = {field: variables[name] for name, field in VARIABLES.items() if variables.get(name)}
+        values.setdefault("models_dir", str(cache_folder(environ)))
+        try:
+            settings = cls._validate(values)
+        except SettingsError as exc:
+            raise SettingsError([*mistakes, *exc.mistakes]) from None
+        mistakes += settings._contradictions()
+        if mistakes:
+            raise SettingsError(mistakes)
+        return settings
+
+    def model_specs(self) -> tuple[ModelSpec, ...]:
+        """The models to serve, as they were read when these settings were made; `device` takes the place of "auto"."""
+        return tuple(replace(spec, device=self.device) if spec.device == "auto" else spec for spec in self._specs)
+
+    def secrets(self) -> tuple[str, ...]:
+        """What must never be shown or logged."""
+        upstream = (self.upstream_api_key,) if self.upstream_api_key else ()
+        return tuple(key.get_secret_value() for key in (*self.api_keys, *upstream))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what the constructor is given: `load` reads the rest, so nothing depends on an environment unseen."""
+        return (init_settings,)
+
+    def model_post_init(self, _: Any) -> None:
+        self._specs = _read_specs(self.models)
+
+    @classmethod
+    def _validate(cls, values: Mapping[str, str]) -> Self:
+        try:
+            return cls.model_validate(values)
+        except ValidationError as exc:
+            wrong = {str(error["loc"][0]): error for error in exc.errors()}
+            mistakes = [f"{PREFIX}{field.upper()}: {reason(error, ALLOWED[field])}" for field, error in wrong.items()]
+        try:
+            # Without the fields at fault, for the mistakes in the model file.
+            cls.model_validate({field: text for field, text in values.items() if field not in wrong})
+        except SettingsError as exc:
+            mistakes += exc.mistakes
+        raise SettingsError(mistakes)
+
+    def _contradictions(self) -> Iterator[str]:
+        if not self._specs and self.upstream_url is None:
+            yield "GATEWAY_MODELS: there is nothing to serve; set GATEWAY_UPSTREAM_URL, or GATEWAY_MODELS=starter"
+        if self.upstream_api_key and self.upstream_url is None:
+            yield "GATEWAY_UPSTREAM_API_KEY: has no effect without GATEWAY_UPSTREAM_URL; set both or none"
+
+
+VARIABLES: Mapping[str, str] = {f"{PREFIX}{field.upper()}": field for field in Settings.model_fields}
+ALLOWED = allowed_values(Settings)
+
+
+def _unknown(name: str) -> str:
+    return f"{name}: is unknown{did_you_mean(name.upper(), VARIABLES, PREFIX)}"
+
+
+def _read_specs(choice: str) -> tuple[ModelSpec, ...]:
+    """Raises SettingsError."""
+    if choice == "none":
+        return ()
+    if choice == "starter":
+        return STARTER_MODELS
+    # It takes a tenth of a second to import, which is not needed without a file.
+    from gateway.model_file import read_model_file
+
+    try:
+        return read_model_file(Path(choice))
+    except OSError as exc:
+        hint = did_you_mean(choice, ["starter", "none"])
+        raise SettingsError([f"GATEWAY_MODELS: {choice} cannot be read ({exc.strerror}){hint}"]) from exc
+
+
+def _read_env_file(path: str | Path | None) -> tuple[dict[str, str], list[str]]:
+    """The assignments of a `.env` file, and what is wrong with it. A broken line may hold a secret: it is not shown."""
+    try:
+        content = Path(path).read_text("utf-8") if path else ""
+    except FileNotFoundError:
+        return {}, []
+    except (OSError, UnicodeDecodeError) as exc:
+        return {}, [f"{path}: cannot be read as a .env file ({getattr(exc, 'strerror', None) or 'it is not UTF-8'})"]
+    bindings = list(parse_stream(io.StringIO(content)))
+    mistakes = [f"{path}: line {_line(binding)} must be NAME=value" for binding in bindings if not _is_sound(binding)]
+    return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}, mistakes
+
+
+def _is_sound(binding: Binding) -> bool:
+    """An assignment, or a comment or blank line, which has neither key nor value."""
+    return not binding.error and (binding.key is None) == (binding.value is None)
+
+
+def _line(binding: Binding) -> int:
+    """Blank lines above count as part of what they precede."""
+    text = binding.original.string
+    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")

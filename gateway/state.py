@@ -1,0 +1,15 @@
+"""What the lifespan opens and every request sees."""
+
+from typing import TypedDict
+
+from gateway.settings import Settings
+from handlers.registry import Registry
+from proxy.upstream import Upstream
+
+
+class State(TypedDict):
+    """upstream: where models go that are not served here; None if there is none."""
+
+    settings: Settings
+    registry: Registry
+    upstream: Upstream | None

@@ -1,0 +1,61 @@
+"""What every capability offers to the registry and to the edge."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
+
+from batching.job import Caller
+from handlers.chat.types import ChatRequest, Delta
+from handlers.embeddings.types import EmbeddingRequest, Embeddings
+from handlers.spec import ModelSpec
+from handlers.speech.types import Speech, SpeechRequest
+from handlers.transcription.types import Transcript, TranscriptionRequest
+
+
+class Handler(Protocol):
+    """One capability of one model. Its batcher belongs to the event loop; its model to a worker thread."""
+
+    spec: ModelSpec
+
+    async def load(self) -> None:
+        """Open the weights and warm the model up, in a worker thread. Raises ModelLoadError or SourceError."""
+
+    async def run(self) -> None:
+        """The batch loop; runs until cancelled."""
+
+    async def drain(self) -> None:
+        """Refuse new work with ShuttingDown and return when the jobs in hand have their answers."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """What `/v1/models` adds to the model's entry: capabilities, max_model_len, voices, …"""
+
+
+class Generation(Protocol):
+    """An answer in the making. Leaving the context aborts what is not finished; iterating yields deltas."""
+
+    prompt_tokens: int
+
+    async def __aenter__(self) -> "Generation": ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+
+class ChatHandler(Handler, Protocol):
+    async def open(self, request: ChatRequest, caller: Caller) -> Generation:
+        """Admit the request; raises InvalidRequest, QueueFull or ShuttingDown before anything is generated."""
+
+
+class EmbeddingsHandler(Handler, Protocol):
+    async def embed(self, request: EmbeddingRequest, caller: Caller) -> Embeddings:
+        """One vector an input. Cancelling the awaiting task withdraws the jobs."""
+
+
+class TranscriptionHandler(Handler, Protocol):
+    async def transcribe(self, request: TranscriptionRequest, caller: Caller) -> Transcript:
+        """The text of an audio file. Cancelling the awaiting task stops the engine at the next segment."""
+
+
+class SpeechHandler(Handler, Protocol):
+    async def synthesize(self, request: SpeechRequest, caller: Caller) -> Speech:
+        """The text spoken and encoded. Cancelling the awaiting task stops the engine at the next sentence."""

@@ -1,0 +1,70 @@
+"""GGUF weights as safetensors, once.
+
+Reading a GGUF file dequantizes every tensor and rebuilds the tokenizer, which takes half a minute for even a small
+model; the converted copy loads in a second.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from handlers.errors import ModelLoadError
+
+logger = logging.getLogger(__name__)
+
+_CONVERTED = "safetensors"
+
+
+def needs_conversion(folder: Path) -> bool:
+    """Whether the folder holds a GGUF file whose converted copy is not there yet."""
+    return _gguf_file(folder) is not None and not (folder / _CONVERTED).is_dir()
+
+
+def prepare(folder: Path) -> Path:
+    """The folder to load from: itself, or the converted copy inside it, made now if need be. Raises ModelLoadError.
+
+    The copy is written beside its final name and renamed, so an interrupted conversion leaves nothing half done, and of
+    two processes at once the first wins.
+    """
+    source = _gguf_file(folder)
+    if source is None:
+        return folder
+    target = folder / _CONVERTED
+    if not target.is_dir():
+        logger.info("converting %s to safetensors; this happens once", source.name)
+        _convert(source, target)
+    return target
+
+
+def _gguf_file(folder: Path) -> Path | None:
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise ModelLoadError(f"{folder} holds {len(files)} GGUF files; keep the one to serve")
+    return files[0] if files and not (folder / "config.json").exists() else None
+
+
+def _convert(source: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=source.parent))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent,
+            gguf_file=source.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        tokenizer.save_pretrained(temporary)
+        model.save_pretrained(temporary)
+        os.rename(temporary, target)
+    except FileExistsError:
+        logger.info("another process converted %s first", source.name)
+    except (OSError, ValueError, KeyError) as error:
+        if not target.is_dir():
+            raise ModelLoadError(f"{source} cannot be converted; fetch it again or use safetensors weights") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,69 @@
+"""Which device and number format a model runs in, and how that device says that its memory is full.
+
+torch is imported inside the functions: the proxy-only process never needs it.
+"""
+
+import gc
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+
+
+def pick_device(wish: str = "auto") -> str:
+    """`cuda`, `mps` or `cpu`; "auto" takes the first of these that is there. Raises ValueError for an absent one."""
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wish == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available.get(wish.split(":")[0], False):
+        there = ", ".join(name for name, present in available.items() if present)
+        raise ValueError(f"device {wish!r} is not available here; there is {there}, or let `auto` choose")
+    return wish
+
+
+def pick_dtype(device: str, wish: str = "auto") -> "torch.dtype":
+    """ "auto" is what the device multiplies fastest without losing quality: bfloat16 where it is native, else float32.
+
+    MPS takes float16: its bfloat16 is emulated before the M2.
+    """
+    import torch
+
+    if wish != "auto":
+        dtype = getattr(torch, wish)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device == "mps":
+        return torch.float16
+    return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the host had no room. All say so in words: torch.OutOfMemoryError is a RuntimeError too."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY_TEXTS)
+
+
+def release_memory() -> None:
+    """Give what a failed batch held back to the device."""
+    gc.collect()
+    torch = sys.modules.get("torch")  # an engine that does without it has nothing there
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

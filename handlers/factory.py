@@ -1,0 +1,40 @@
+"""From a model's description to the handler that serves it. What a handler needs is imported only if one is made."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from handlers.base import Handler
+from handlers.spec import ModelSpec, Task
+
+OpenSource = Callable[[str], Path]
+
+
+def create_handlers(
+    specs: Sequence[ModelSpec], open_source: OpenSource, *, max_audio_seconds: float
+) -> Sequence[Handler]:
+    """One handler a model, not loaded yet.
+
+    open_source: from a source string to the folder with its files; called in a worker thread.
+    max_audio_seconds: the longest audio that is transcribed.
+    """
+    return [_create(spec, open_source, max_audio_seconds) for spec in specs]
+
+
+def _create(spec: ModelSpec, open_source: OpenSource, max_audio_seconds: float) -> Handler:
+    match spec.task:
+        case Task.CHAT:
+            from handlers.chat.handler import TransformersChatHandler
+
+            return TransformersChatHandler(spec, open_source)
+        case Task.EMBEDDINGS:
+            from handlers.embeddings.handler import TransformersEmbeddingsHandler
+
+            return TransformersEmbeddingsHandler(spec, open_source)
+        case Task.TRANSCRIPTION:
+            from handlers.transcription.handler import WhisperHandler
+
+            return WhisperHandler(spec, open_source, max_audio_seconds=max_audio_seconds)
+        case Task.SPEECH:
+            from handlers.speech.handler import HibariHandler
+
+            return HibariHandler(spec, open_source)

@@ -1,0 +1,66 @@
+"""A transformers model and its tokenizer from a folder, on the device and in the number format that suit."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
+
+from handlers.devices import pick_device, pick_dtype
+from handlers.errors import ModelLoadError
+from handlers.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+
+def load_pretrained(
+    auto_class: Any, spec: ModelSpec, folder: Path, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Safetensors only: other weight files can run code when they are opened.
+
+    auto_class: AutoModel, AutoModelForCausalLM, …; options go to its from_pretrained.
+    Raises ModelLoadError with one line that names the model and what is wrong.
+    """
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        device = pick_device(spec.device)
+        dtype = pick_dtype(device, spec.dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = auto_class.from_pretrained(
+            folder, dtype=dtype, device_map={"": device}, use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
+        raise cannot_load(spec, error) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelLoadError(f"model {spec.id}: its tokenizer has no tokenizer.json, which is needed")
+    model.requires_grad_(False)
+    logger.info("%s runs on %s in %s", spec.id, device, str(dtype).removeprefix("torch."))
+    return model, tokenizer
+
+
+def placement(model: PreTrainedModel) -> dict[str, str]:
+    """Where a model runs and in which number format, for people to read."""
+    return {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def max_model_len(spec: ModelSpec, trained: int | None, positions: int | None) -> int:
+    """Tokens of context: what the description says, else what the model was trained for, else what it has room for.
+
+    Raises ModelLoadError when the description asks for more than `positions`.
+    """
+    if spec.max_model_len and positions and spec.max_model_len > positions:
+        raise ModelLoadError(
+            f"model {spec.id}: max_model_len {spec.max_model_len} is above the model's own {positions}"
+        )
+    known = spec.max_model_len or trained or positions
+    if known is None:
+        raise ModelLoadError(f"model {spec.id}: its config does not tell its context length; set max_model_len")
+    return known
+
+
+def cannot_load(spec: ModelSpec, error: Exception) -> ModelLoadError:
+    """The first line of what a library said; the rest is for the log."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ModelLoadError(f"model {spec.id}: cannot be loaded from {spec.source.partition('#')[0]}: {reason}")

@@ -1,0 +1,46 @@
+"""What to serve: one frozen description a model, as the settings hand it down."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from batching.limits import Limits
+
+
+class Task(StrEnum):
+    """What is done with a model; one endpoint each."""
+
+    CHAT = "chat"
+    EMBEDDINGS = "embeddings"
+    TRANSCRIPTION = "transcription"
+    SPEECH = "speech"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model to serve.
+
+    source: a string that handlers.sources understands: `hub:org/name@revision`, `dir:/path`, or
+        `wheel:package==version#sha256=…&path=folder/in/wheel` or `package:installed-distribution`.
+    engine: the library that runs it; "auto" takes the task's default.
+    dtype: auto, float32, bfloat16, float16, int8; "auto" is what the device does well.
+    max_model_len: tokens of context (chat, embeddings); None means what the model says.
+    openai_tokens: the source of OpenAI's token vocabulary, for embeddings models that stand in for OpenAI's.
+    quantization: none, bnb-8bit or bnb-4bit (chat on an accelerator, needs the `quantization` extra).
+    """
+
+    id: str
+    task: Task
+    source: str
+    aliases: tuple[str, ...] = ()
+    dtype: str = "auto"
+    quantization: str = "none"
+    engine: str = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    openai_tokens: str | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Everything that must be on this machine before the model can be loaded, the weights first."""
+        return (self.source, self.openai_tokens) if self.openai_tokens else (self.source,)

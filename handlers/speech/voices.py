@@ -1,0 +1,35 @@
+"""OpenAI's voice names and the local voices that speak for them."""
+
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+
+DEFAULT = "heart"
+
+# By gender, accent and age as OpenAI's voices sound: heart and kore are American women, emma a British one,
+# fenrir an American man, fable a British one.
+PREFERRED: Mapping[str, str] = MappingProxyType(
+    {
+        "alloy": "heart",
+        "ash": "fenrir",
+        "ballad": "fable",
+        "cedar": "fenrir",
+        "coral": "kore",
+        "echo": "fenrir",
+        "fable": "fable",
+        "marin": "heart",
+        "nova": "heart",
+        "onyx": "fenrir",
+        "sage": "emma",
+        "shimmer": "kore",
+        "verse": "fable",
+    }
+)
+
+
+def voices_in_force(local: Collection[str]) -> Mapping[str, str]:
+    """Every name that may be asked for, and the local voice it gets: itself, the preferred one, or DEFAULT.
+
+    local: the voices whose files are here; DEFAULT always is.
+    """
+    mapped = {name: voice if voice in local else DEFAULT for name, voice in PREFERRED.items()}
+    return mapped | {name: name for name in local}

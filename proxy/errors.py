@@ -1,0 +1,31 @@
+"""What can go wrong on the way to the upstream. Nothing here knows HTTP statuses; the edge maps each word to one.
+
+ProxyError
+├── UnsafePath                 the client's path is not one that is passed on
+└── UpstreamError
+    ├── UpstreamUnreachable    no connection, no HTTP, a redirect, or a reply cut short
+    └── UpstreamTimeout        a connection, a free slot in the pool, or the next bytes did not come in time
+
+The texts are fixed and fit to be shown to a client; what happened underneath is `__cause__` and is for the log only.
+An error status that the upstream answers with is a reply, not an exception.
+"""
+
+
+class ProxyError(Exception):
+    """Base of every reason why a request could not be relayed."""
+
+
+class UnsafePath(ProxyError):
+    """Joined to the upstream's address, the path could leave what lies below it."""
+
+
+class UpstreamError(ProxyError):
+    """The upstream gave no reply, or only part of one."""
+
+
+class UpstreamUnreachable(UpstreamError):
+    """The upstream cannot be reached, or does not answer as an HTTP server should."""
+
+
+class UpstreamTimeout(UpstreamError):
+    """The upstream kept us waiting for longer than the settings allow."""

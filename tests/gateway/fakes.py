@@ -1,0 +1,225 @@
+"""Models that are functions, and the app around them: the real routes and errors, no weights, no middleware."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from batching.job import Caller
+from gateway.errors import ClientDisconnected, exception_handlers
+from gateway.routes import routes
+from gateway.settings import Settings
+from gateway.state import State
+from handlers.base import Handler
+from handlers.chat.types import ChatRequest, Delta
+from handlers.embeddings.types import EmbeddingRequest, Embeddings
+from handlers.registry import Registry
+from handlers.spec import ModelSpec, Task
+from handlers.speech.types import Speech, SpeechRequest
+from handlers.transcription.types import Transcript, TranscriptionRequest
+
+
+def app(*handlers: Handler, strict_params: bool = False, ready: bool = True) -> ASGIApp:
+    """The gateway without its middleware, its models warm unless told otherwise."""
+    registry = Registry(handlers)
+    for model in registry.models:
+        model.ready = ready
+    state = State(settings=Settings(models="none", strict_params=strict_params), registry=registry, upstream=None)
+    starlette = Starlette(routes=routes, exception_handlers=exception_handlers)
+
+    async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+        await starlette({**scope, "state": dict(state)}, receive, send)
+
+    return with_state
+
+
+class FakeHandler:
+    """calls: what came, in order. gate: while it is cleared, answers wait, so a test decides when."""
+
+    def __init__(self, spec: ModelSpec, *, error: Exception | None = None) -> None:
+        self.spec = spec
+        self.error = error
+        self.calls: list[tuple[Any, Caller]] = []
+        self.started = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.cancelled = False
+
+    async def load(self) -> None:
+        """Nothing to open."""
+
+    async def run(self) -> None:
+        """No batches."""
+
+    async def drain(self) -> None:
+        """Nothing in hand."""
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"capabilities": [self.spec.task.value], "max_model_len": 512}
+
+    async def _answer(self, request: Any, caller: Caller) -> None:
+        self.calls.append((request, caller))
+        self.started.set()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        if self.error is not None:
+            raise self.error
+
+
+class FakeGeneration:
+    """Yields `deltas`; before the `wait_at`-th it waits for the handler's gate and raises its error, if any."""
+
+    def __init__(self, handler: "FakeChat") -> None:
+        self.prompt_tokens = 9
+        self._handler = handler
+
+    async def __aenter__(self) -> "FakeGeneration":
+        self._handler.open_generations += 1
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, exc: object, trace: TracebackType | None) -> None:
+        self._handler.open_generations -= 1
+        self._handler.closed_generations += 1
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        handler = self._handler
+        for i, delta in enumerate(handler.deltas):
+            if i == handler.wait_at:
+                handler.started.set()
+                await handler.gate.wait()
+                if handler.error is not None:
+                    raise handler.error
+            yield delta
+
+
+HELLO = (Delta("Hel", 1), Delta("", 2), Delta('lo "wörld"\n', 3), Delta("", 4, "stop"))
+
+
+class FakeChat(FakeHandler):
+    """refusal: what `open` raises, as a full queue would."""
+
+    def __init__(
+        self,
+        deltas: Sequence[Delta] = HELLO,
+        *,
+        wait_at: int = 0,
+        error: Exception | None = None,
+        refusal: Exception | None = None,
+    ) -> None:
+        super().__init__(ModelSpec("org/chat", Task.CHAT, "dir:/chat", aliases=("gpt-4o-mini", "gpt-4o")), error=error)
+        self.deltas = deltas
+        self.wait_at = wait_at
+        self.refusal = refusal
+        self.open_generations = 0
+        self.closed_generations = 0
+
+    async def open(self, request: ChatRequest, caller: Caller) -> FakeGeneration:
+        self.calls.append((request, caller))
+        if self.refusal is not None:
+            raise self.refusal
+        return FakeGeneration(self)
+
+
+class FakeEmbeddings(FakeHandler):
+    """Every input becomes [its length, 0.5, -1/3, 0], unless `value` fills the vectors."""
+
+    def __init__(self, *, value: float | None = None, error: Exception | None = None) -> None:
+        super().__init__(ModelSpec("mini-embed", Task.EMBEDDINGS, "dir:/embed"), error=error)
+        self.value = value
+
+    async def embed(self, request: EmbeddingRequest, caller: Caller) -> Embeddings:
+        await self._answer(request, caller)
+        rows = [[self.value] * 4 if self.value is not None else [len(i), 0.5, -1 / 3, 0] for i in request.inputs]
+        return Embeddings(np.array(rows, dtype=np.float32), tokens=sum(len(i) for i in request.inputs))
+
+
+class FakeTranscription(FakeHandler):
+    """files: what was in each upload."""
+
+    def __init__(self, text: str = "And so, my fellow Americans.", *, error: Exception | None = None) -> None:
+        super().__init__(ModelSpec("tiny-whisper", Task.TRANSCRIPTION, "dir:/asr"), error=error)
+        self.text = text
+        self.files: list[bytes] = []
+
+    async def transcribe(self, request: TranscriptionRequest, caller: Caller) -> Transcript:
+        self.files.append(request.file.read())
+        await self._answer(request, caller)
+        return Transcript(self.text, "en", 11.00004)
+
+
+class FakeSpeech(FakeHandler):
+    def __init__(self, *, error: Exception | None = None) -> None:
+        super().__init__(ModelSpec("tiny-tts", Task.SPEECH, "dir:/tts"), error=error)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {**super().describe(), "voices": {"alloy": "af_heart", "onyx": "am_adam"}}
+
+    async def synthesize(self, request: SpeechRequest, caller: Caller) -> Speech:
+        await self._answer(request, caller)
+        return Speech(b"ID3audio", "audio/mpeg", "am_adam, über", 1.5)
+
+
+class Connection:
+    """One request by hand: the client may leave, and what was sent is seen as it is sent."""
+
+    def __init__(self, path: str, body: object) -> None:
+        self.scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": path,
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        self._body: bytes | None = orjson.dumps(body)
+        self._left = asyncio.Event()
+        self.sent: list[Message] = []
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    @property
+    def status(self) -> int | None:
+        return next((m["status"] for m in self.sent if m["type"] == "http.response.start"), None)
+
+    def send_as(self, content_type: bytes, body: bytes) -> None:
+        """Something other than JSON."""
+        self.scope["headers"] = [(b"content-type", content_type)]
+        self._body = body
+
+    def leave(self) -> None:
+        self._left.set()
+
+    async def leave_when(self, event: asyncio.Event, app: ASGIApp) -> None:
+        """Run the request on `app` until its client leaves, which it does at `event`."""
+
+        async def leave() -> None:
+            await event.wait()
+            self.leave()
+
+        # The time is for a request that would go on without its client: the test fails then, and does not hang.
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            tasks.create_task(leave())
+            with pytest.raises(ClientDisconnected):
+                await app(self.scope, self.receive, self.send)
+
+    async def receive(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)

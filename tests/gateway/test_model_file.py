@@ -1,0 +1,190 @@
+"""The TOML file of models: what is read from it, and what is said about mistakes in it."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from batching.limits import Limits
+from gateway.mistakes import SettingsError
+from gateway.model_file import LimitsTable, ModelTable, read_model_file
+from handlers import starter
+from handlers.spec import ModelSpec, Task
+
+SPEECH = '[[models]]\nid = "tts"\ntask = "speech"\nsource = "package:hibari-tts"\n'
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "models.toml"
+
+
+def mistakes(file: Path, text: str) -> list[str]:
+    """What is wrong with the text, without the file's name."""
+    file.write_text(text, "utf-8")
+    with pytest.raises(SettingsError) as caught:
+        read_model_file(file)
+    assert all(mistake.startswith(f"{file}: ") for mistake in caught.value.mistakes)
+    return [mistake.removeprefix(f"{file}: ") for mistake in caught.value.mistakes]
+
+
+def test_a_full_table_is_read(file: Path) -> None:
+    file.write_text("""
+        [[models]]
+        id = "org/chat-1"
+        task = "chat"
+        source = "hub:org/name@main"
+        aliases = ["gpt-4o", "gpt-4o-mini"]
+        dtype = "bfloat16"
+        quantization = "bnb-4bit"
+        engine = "transformers"
+        device = "cuda:1"
+        max_model_len = 4096
+        limits = { max_queue_size = 8, max_batch_size = 4 }
+    """)
+
+    assert read_model_file(file) == (
+        ModelSpec(
+            id="org/chat-1",
+            task=Task.CHAT,
+            source="hub:org/name@main",
+            aliases=("gpt-4o", "gpt-4o-mini"),
+            dtype="bfloat16",
+            quantization="bnb-4bit",
+            engine="transformers",
+            device="cuda:1",
+            max_model_len=4096,
+            limits=replace(starter.CHAT.limits, max_queue_size=8, max_batch_size=4),
+        ),
+    )
+
+
+def test_what_is_left_out_has_the_default(file: Path) -> None:
+    file.write_text(SPEECH)
+
+    assert read_model_file(file) == (
+        ModelSpec(id="tts", task=Task.SPEECH, source="package:hibari-tts", limits=starter.SPEECH.limits),
+    )
+
+
+def test_the_tables_know_every_field_of_what_they_describe() -> None:
+    assert list(ModelTable.model_fields) == [field.name for field in fields(ModelSpec)]
+    assert list(LimitsTable.model_fields) == [field.name for field in fields(Limits)]
+
+
+@pytest.mark.parametrize(
+    ("source", "read"),
+    [("dir:weights", "dir:{folder}/weights"), ("dir:/weights", "dir:/weights"), ("dir:~/weights", "dir:~/weights")],
+)
+def test_a_relative_folder_is_relative_to_the_file(source: str, read: str, file: Path) -> None:
+    file.write_text(f'[[models]]\nid = "a"\ntask = "chat"\nsource = "{source}"')
+
+    assert read_model_file(file)[0].source == read.format(folder=file.parent)
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake"),
+    [
+        ('id = "two words"', "models[0].id: must be a name of letters"),
+        ('id = ""', "models[0].id: must be a name of letters"),
+        ("id = 1", "models[0].id: must be a name of letters"),
+        ('task = "chats"', "models[0].task: must be chat, embeddings, transcription or speech, not 'chats'"),
+        ('source = "ftp:x"', "models[0].source: ftp:x: not a source"),
+        ('source = "hub:org/name"', "models[0].source: hub:org/name: no revision"),
+        ("source = 1", "models[0].source: must be a source: hub:…"),
+        ('aliases = "one"', "models[0].aliases: must be a list of names"),
+        ('aliases = ["one", 2]', "models[0].aliases[1]: must be a list of names"),
+        ('dtype = "float8"', "models[0].dtype: must be auto, float32, bfloat16, float16 or int8, not 'float8'"),
+        ('quantization = "gptq"', "models[0].quantization: must be none, bnb-8bit or bnb-4bit, not 'gptq'"),
+        ('quantization = "bnb-4bit"', "models[0].quantization: is for chat models; this one is for speech"),
+        ("max_model_len = 512", "models[0].max_model_len: is for chat and embeddings models; this one is for speech"),
+        ("max_model_len = true", "models[0].max_model_len: must be a whole number of at least 1, not True"),
+        ('engine = "vllm"', "models[0].engine: must be auto, transformers, faster-whisper or hibari, not 'vllm'"),
+        ('engine = "transformers"', "models[0].engine: speech models are run by hibari; leave it out"),
+        ('device = "gpu"', "models[0].device: must be auto, cpu, mps, cuda or cuda:1, not 'gpu'"),
+        ('dtype = "float16"', "models[0].dtype: speech models run in int8; leave it out"),
+        ('device = "cuda"', "models[0].device: speech models run on the CPU; leave it out"),
+        ("limits.max_batch_size = 2", "models[0].limits.max_batch_size: has no effect"),
+        ('openai_tokens = "dir:x"', "models[0].openai_tokens: is for embeddings models; this one is for speech"),
+        ("limits = 3", "models[0].limits: must be a table of max_queue_size, max_queue_cost"),
+        ("limits.max_batch_size = 0", "models[0].limits.max_batch_size: must be a whole number of at least 1, not 0"),
+        ("limits.max_wait = -1", "models[0].limits.max_wait: must be a number of seconds from 0 to 60, not -1"),
+        ("limits.max_batch = 1", "models[0].limits.max_batch: is unknown; did you mean max_batch_size?"),
+        ('alias = ["one"]', "models[0].alias: is unknown; did you mean aliases?"),
+        ("zzz = 1", "models[0].zzz: is unknown"),
+    ],
+)
+def test_a_mistake_is_named_by_its_place(line: str, mistake: str, file: Path) -> None:
+    kept = [other for other in SPEECH.splitlines() if other.split(" =")[0] != line.split(" =")[0]]
+
+    [found] = mistakes(file, "\n".join([*kept, line]))
+
+    assert found.startswith(mistake)
+
+
+def test_what_must_be_there_is_named(file: Path) -> None:
+    assert [mistake.split(";")[0] for mistake in mistakes(file, "[[models]]\n")] == [
+        "models[0].id: is missing",
+        "models[0].task: is missing",
+        "models[0].source: is missing",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "models = 1", "models = []"])
+def test_a_file_without_models_is_a_mistake(text: str, file: Path) -> None:
+    assert mistakes(file, text) == ["models: is missing; write one [[models]] table for each model"]
+
+
+def test_a_model_must_be_a_table(file: Path) -> None:
+    assert mistakes(file, "models = [1]") == ["models[0]: must be a table"]
+
+
+def test_an_unknown_key_beside_the_models_is_a_mistake(file: Path) -> None:
+    assert mistakes(file, "[[model]]\n\n" + SPEECH) == ["model: is unknown; did you mean models?"]
+
+
+def test_names_used_twice_are_named_with_both_places(file: Path) -> None:
+    first = SPEECH + 'aliases = ["tts-1", "tts"]\n'
+    second = SPEECH.replace('"tts"', '"other"') + 'aliases = ["voice", "tts-1"]\n'
+
+    assert mistakes(file, first + second + SPEECH) == [
+        "models[0].aliases[1]: must be a name of its own; tts is models[0].id too",
+        "models[1].aliases[1]: must be a name of its own; tts-1 is models[0].aliases[0] too",
+        "models[2].id: must be a name of its own; tts is models[0].id too",
+    ]
+
+
+def test_mistakes_in_all_models_are_reported_together(file: Path) -> None:
+    found = mistakes(file, SPEECH.replace("speech", "sing") + SPEECH.replace("package", "pack") + SPEECH + SPEECH)
+
+    assert [mistake.split(": ")[0] for mistake in found] == ["models[0].task", "models[1].source", "models[3].id"]
+
+
+@pytest.mark.parametrize("text", ["[[models]", 'id = "\udc80"', "a = " + "[" * 5000])
+def test_a_file_that_is_not_toml_is_a_mistake(text: str, file: Path) -> None:
+    file.write_text(text, "utf-8", errors="surrogateescape")
+
+    with pytest.raises(SettingsError, match="is not TOML"):
+        read_model_file(file)
+
+
+def test_a_file_that_is_not_there_is_the_callers_to_explain(file: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_model_file(file)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from([*ModelTable.model_fields, "limits.max_wait", "limits.x", "x"]), value=st.text())
+def test_no_text_raises_anything_but_a_settings_error(file: Path, key: str, value: str) -> None:
+    escaped = "".join(f"\\U{ord(char):08x}" for char in value if not 0xD800 <= ord(char) < 0xE000)
+    kept = [line for line in SPEECH.splitlines() if line.split(" =")[0] != key]
+    file.write_text("\n".join([*kept, f'{key} = "{escaped}"']), "utf-8")
+
+    try:
+        [spec] = read_model_file(file)
+    except SettingsError as error:
+        assert error.mistakes
+    else:
+        assert spec.id

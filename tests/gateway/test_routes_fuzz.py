@@ -1,0 +1,136 @@
+"""Whatever a client sends: an answer, or a 4xx in OpenAI's envelope. Never a 5xx."""
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+import orjson
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from gateway.schemas import parameters
+from gateway.schemas.parameters import Parameters
+from tests.gateway.fakes import FakeChat, FakeEmbeddings, FakeSpeech, FakeTranscription, app
+
+fuzzed = settings(max_examples=200, deadline=None)
+
+TEXT = st.text(max_size=8)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT
+)
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8
+)
+
+
+def fields_of(table: Parameters, **likely: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """The likely fields, a few of them replaced or joined by any known name with any value."""
+    surprises = st.dictionaries(st.sampled_from(list(table)) | TEXT, JSON, max_size=2)
+    return st.builds(lambda base, more: {**base, **more}, st.fixed_dictionaries(likely), surprises)
+
+
+PART = fields_of(parameters.CONTENT_PART, type=st.sampled_from(["text", "refusal", "image_url", "file"]), text=TEXT)
+MESSAGE = fields_of(
+    parameters.MESSAGE,
+    role=st.sampled_from(["system", "developer", "user", "assistant", "tool"]),
+    content=TEXT | st.lists(PART | JSON, max_size=3),
+)
+CHAT = fields_of(
+    parameters.CHAT,
+    model=st.just("gpt-4o"),
+    messages=st.lists(MESSAGE | JSON, max_size=3),
+    stream=st.booleans(),
+    stream_options=fields_of(parameters.STREAM_OPTIONS),
+)
+INPUT = TEXT | st.lists(TEXT) | st.lists(st.integers()) | st.lists(st.lists(st.integers(0, 9)))
+EMBED = fields_of(parameters.EMBEDDINGS, model=st.just("mini-embed"), input=INPUT)
+SPEAK = fields_of(parameters.SPEECH, model=st.just("tiny-tts"), input=TEXT, voice=TEXT)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    everything = app(FakeChat(), FakeEmbeddings(), FakeTranscription(), FakeSpeech())
+    with TestClient(everything) as client:
+        yield client
+
+
+def check(response: httpx2.Response) -> None:
+    assert response.status_code < 500
+    if response.status_code >= 400:
+        body = orjson.loads(response.content)
+        assert body.keys() == {"error"}
+        assert body["error"].keys() == {"message", "type", "param", "code"}
+        assert isinstance(body["error"]["message"], str)
+        assert body["error"]["type"] == "invalid_request_error"
+        assert body["error"]["param"] is None or isinstance(body["error"]["param"], str)
+
+
+@fuzzed
+@given(body=CHAT | JSON)
+@example(body={"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}], "stream": True})
+def test_chat(client: TestClient, body: object) -> None:
+    check(client.post("/v1/chat/completions", json=body))
+
+
+@fuzzed
+@given(body=EMBED | JSON)
+def test_embeddings(client: TestClient, body: object) -> None:
+    check(client.post("/v1/embeddings", json=body))
+
+
+@fuzzed
+@given(body=SPEAK | JSON)
+def test_speech(client: TestClient, body: object) -> None:
+    check(client.post("/v1/audio/speech", json=body))
+
+
+@fuzzed
+@given(
+    fields=st.dictionaries(st.sampled_from(list(parameters.TRANSCRIPTION)) | TEXT, TEXT, max_size=4),
+    model=st.sampled_from(["tiny-whisper", "gpt-4o", ""]),
+    audio=st.binary(max_size=8),
+)
+def test_transcriptions(client: TestClient, fields: dict[str, str], model: str, audio: bytes) -> None:
+    form = {"model": model, **fields}
+    check(client.post("/v1/audio/transcriptions", data=form, files={"file": ("a.wav", audio)}))
+
+
+FORM_PIECES = (
+    b"--x",
+    b"--x--",
+    b"\r\n",
+    b"content-disposition: form-data; ",
+    b'name="file"; ',
+    b'filename="',
+    b'"',
+    b":",
+)
+
+
+@fuzzed
+@given(
+    options=st.sampled_from(["; boundary=x", "", "; boundary", "; boundary=x; charset=utf-8", '; boundary="x']) | TEXT,
+    pieces=st.lists(st.sampled_from(FORM_PIECES) | st.binary(max_size=4), max_size=16),
+)
+def test_forms_in_pieces(client: TestClient, options: str, pieces: list[bytes]) -> None:
+    headers = {b"content-type": b"multipart/form-data" + options.encode("utf-8", "replace")}
+    check(client.post("/v1/audio/transcriptions", content=b"".join(pieces), headers=headers))
+
+
+@fuzzed
+@given(body=st.binary(max_size=64), path=st.sampled_from(["chat/completions", "embeddings", "audio/speech"]))
+def test_bytes(client: TestClient, body: bytes, path: str) -> None:
+    check(client.post(f"/v1/{path}", content=body))
+
+
+@fuzzed
+@given(name=st.text(min_size=1, max_size=16))
+def test_model_names(client: TestClient, name: str) -> None:
+    check(client.get(f"/v1/models/{quote(name, safe='')}"))

@@ -1,0 +1,469 @@
+"""The tables of verdicts against the SDK, the docs and the wire types."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import orjson
+import pytest
+from openai.types.audio.speech_create_params import SpeechCreateParams
+from openai.types.audio.transcription_create_params import (
+    TranscriptionCreateParamsNonStreaming,
+    TranscriptionCreateParamsStreaming,
+)
+from openai.types.chat import (
+    ChatCompletionAssistantMessageParam,
+    ChatCompletionContentPartRefusalParam,
+    ChatCompletionContentPartTextParam,
+    ChatCompletionDeveloperMessageParam,
+    ChatCompletionStreamOptionsParam,
+    ChatCompletionSystemMessageParam,
+    ChatCompletionUserMessageParam,
+)
+from openai.types.chat.completion_create_params import (
+    CompletionCreateParamsNonStreaming,
+    CompletionCreateParamsStreaming,
+)
+from openai.types.embedding_create_params import EmbeddingCreateParams
+from pydantic import BaseModel
+
+from gateway.schemas import parameters
+from gateway.schemas.audio import SpeechParams, TranscriptionParams
+from gateway.schemas.chat import ChatCompletionParams, StreamOptions
+from gateway.schemas.common import Screen, header_safe, read_object
+from gateway.schemas.embeddings import EmbeddingParams
+from gateway.schemas.parameters import Parameters, Verdict
+from handlers.chat.types import ChatRequest
+from handlers.embeddings.types import EmbeddingRequest
+from handlers.errors import InvalidRequest
+
+API_DOCS = Path(__file__).parents[2] / "docs" / "api.md"
+TABLES = ("CHAT", "MESSAGE", "CONTENT_PART", "STREAM_OPTIONS", "EMBEDDINGS", "TRANSCRIPTION", "SPEECH")
+
+HELLO = [{"role": "user", "content": "Hello"}]
+CHAT = {"model": "m", "messages": HELLO}
+EMBED = {"model": "m", "input": "Hello"}
+SPEAK = {"model": "m", "input": "Hello", "voice": "alloy"}
+
+
+def as_markdown(table: Parameters) -> str:
+    rows = ["| parameter | verdict | |", "|---|---|---|"]
+    for name, parameter in table.items():
+        allowed = " or ".join(f"`{orjson.dumps(value).decode()}`" for value in parameter.allowed)
+        verdict = f"{parameter.verdict}, except {allowed}" if allowed else str(parameter.verdict)
+        rows.append(f"| `{name}` | {verdict} | {parameter.note} |")
+    return "".join(f"{row}\n" for row in rows)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_docs_show_the_table_of_verdicts(name: str) -> None:
+    expected = f"<!-- {name} -->\n{as_markdown(getattr(parameters, name))}\n"
+    assert expected in API_DOCS.read_text(), f"docs/api.md should have:\n{expected}"
+
+
+@pytest.mark.parametrize(
+    ("table", "typed_dicts"),
+    [
+        (parameters.CHAT, [CompletionCreateParamsNonStreaming, CompletionCreateParamsStreaming]),
+        (
+            parameters.MESSAGE,
+            [
+                ChatCompletionDeveloperMessageParam,
+                ChatCompletionSystemMessageParam,
+                ChatCompletionUserMessageParam,
+                ChatCompletionAssistantMessageParam,
+            ],
+        ),
+        (parameters.CONTENT_PART, [ChatCompletionContentPartTextParam, ChatCompletionContentPartRefusalParam]),
+        (parameters.STREAM_OPTIONS, [ChatCompletionStreamOptionsParam]),
+        (parameters.EMBEDDINGS, [EmbeddingCreateParams]),
+        (parameters.TRANSCRIPTION, [TranscriptionCreateParamsNonStreaming, TranscriptionCreateParamsStreaming]),
+        (parameters.SPEECH, [SpeechCreateParams]),
+    ],
+)
+def test_every_parameter_of_the_sdk_has_a_verdict(table: Parameters, typed_dicts: Iterable[type]) -> None:
+    known_to_sdk = {name for typed_dict in typed_dicts for name in get_type_hints(typed_dict)}
+    assert known_to_sdk - table.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("table", "model", "besides"),
+    [
+        (parameters.CHAT, ChatCompletionParams, set()),
+        (parameters.STREAM_OPTIONS, StreamOptions, set()),
+        (parameters.EMBEDDINGS, EmbeddingParams, set()),
+        (parameters.TRANSCRIPTION, TranscriptionParams, {"file"}),
+        (parameters.SPEECH, SpeechParams, set()),
+    ],
+)
+def test_supported_parameters_are_the_fields_of_the_wire_type(
+    table: Parameters, model: type[BaseModel], besides: set[str]
+) -> None:
+    supported = {name for name, parameter in table.items() if parameter.verdict is Verdict.SUPPORTED}
+    assert supported == model.model_fields.keys() | besides
+
+
+def parse_chat(screen: Screen | None = None, **fields: Any) -> ChatRequest:
+    body = orjson.dumps({**CHAT, **fields})
+    return ChatCompletionParams.parse(body, screen or Screen()).to_request()
+
+
+def parse_embeddings(**fields: Any) -> EmbeddingRequest:
+    return EmbeddingParams.parse(orjson.dumps({**EMBED, **fields}), Screen()).to_request()
+
+
+def parse_speech(**fields: Any) -> SpeechParams:
+    return SpeechParams.parse(orjson.dumps({**SPEAK, **fields}), Screen())
+
+
+def parse_transcription(*fields: tuple[str, str]) -> TranscriptionParams:
+    return TranscriptionParams.parse([("model", "m"), *fields], Screen())
+
+
+def refused(table: Parameters) -> list[str]:
+    return [name for name, parameter in table.items() if parameter.verdict is Verdict.REFUSED]
+
+
+@pytest.mark.parametrize("name", refused(parameters.CHAT))
+def test_what_would_change_the_answer_is_refused_by_name(name: str) -> None:
+    fields: dict[str, Any] = {name: {"anything": "else"}}
+    with pytest.raises(InvalidRequest, match=f"'{name}'.*Leave it out") as caught:
+        parse_chat(**fields)
+    assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+
+
+@pytest.mark.parametrize("name", refused(parameters.CHAT))
+def test_a_neutral_value_of_a_refused_parameter_is_taken_and_not_reported(name: str) -> None:
+    screen = Screen()
+    for neutral in (None, *parameters.CHAT[name].allowed):
+        parse_chat(screen, **{name: neutral})
+    assert screen.headers() == {}
+
+
+def test_true_is_not_the_neutral_one() -> None:
+    with pytest.raises(InvalidRequest, match="'n'"):
+        parse_chat(n=True)
+
+
+def test_null_is_absent_everywhere() -> None:
+    nulls = dict.fromkeys(parameters.CHAT.keys() - CHAT.keys())
+    assert parse_chat(**nulls) == parse_chat()
+    options: dict[str, None] = dict.fromkeys(parameters.STREAM_OPTIONS)
+    assert parse_chat(stream=True, stream_options=options) == parse_chat()
+    message = {**HELLO[0], "name": None, "tool_calls": None, "audio": None}
+    assert parse_chat(messages=[message]) == parse_chat()
+
+
+def test_ignored_and_unknown_names_are_listed_once_in_order() -> None:
+    screen = Screen()
+    message = {"role": "user", "name": "Ada", "content": [{"type": "text", "text": "a", "prompt_cache_breakpoint": {}}]}
+    parse_chat(
+        screen,
+        messages=[message, message],
+        user="ada",
+        zebra=1,
+        stream=True,
+        stream_options={"include_obfuscation": True, "colour": "red"},
+    )
+    assert screen.headers()["x-ignored-params"].split(",") == [
+        "messages[].content[].prompt_cache_breakpoint",
+        "messages[].name",
+        "stream_options.colour",
+        "stream_options.include_obfuscation",
+        "user",
+        "zebra",
+    ]
+
+
+def test_names_from_the_client_are_made_fit_for_a_header() -> None:
+    screen = Screen()
+    parse_chat(screen, **{"x\r\nset-cookie: a=b": 1})
+    assert screen.headers() == {"x-ignored-params": "x??set-cookie??a?b"}
+    assert header_safe("ü,🙂" + "a" * 100) == "???" + "a" * 61
+
+
+def test_the_list_of_ignored_names_is_bounded() -> None:
+    screen = Screen()
+    parse_chat(screen, **{f"{i}{'k' * 60}": 1 for i in range(200)})
+    header = screen.headers()["x-ignored-params"]
+    assert len(header) == 1024
+    assert header.endswith(",...")
+    assert len(screen.ignored) == 64
+
+
+def test_strict_mode_refuses_unknown_names_and_still_ignores_known_ones() -> None:
+    parse_chat(Screen(strict=True), user="ada")
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat(Screen(strict=True), zebra=1)
+    assert (caught.value.param, caught.value.code) == ("zebra", "unknown_parameter")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": ""}, "model"),
+        ({"model": 5}, "model"),
+        ({"model": "m" * 257}, "model"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": 10.0}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 2**63}, "max_tokens"),
+        ({"max_completion_tokens": "10"}, "max_completion_tokens"),
+        ({"temperature": "0.5"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"stop": 5}, "stop"),
+        ({"stop": ""}, "stop[0]"),
+        ({"stop": ["a", ""]}, "stop[1]"),
+        ({"stop": ["a" * 1025]}, "stop[0]"),
+        ({"stop": ["a"] * 65}, "stop"),
+        ({"stream": 1}, "stream"),
+        ({"stream": True, "stream_options": []}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"service_tier": 1}, "service_tier"),
+        ({str(i): i for i in range(257)}, None),
+    ],
+)
+def test_chat_refuses_what_is_malformed_and_names_it(fields: dict[str, Any], param: str | None) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat(**fields)
+    assert caught.value.param == param
+
+
+TOOL_CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (None, "messages"),
+        ([], "messages"),
+        ("Hello", "messages"),
+        ({"role": "user", "content": "Hello"}, "messages"),
+        (["Hello"], "messages[0]"),
+        ([None], "messages[0]"),
+        ([{"content": "Hello"}], "messages[0].role"),
+        ([{"role": "wizard", "content": "Hello"}], "messages[0].role"),
+        ([{"role": ["user"], "content": "Hello"}], "messages[0].role"),
+        ([*HELLO, {"role": "tool", "content": "4", "tool_call_id": "call_1"}], "messages[1].role"),
+        ([*HELLO, {"role": "function", "content": "4", "name": "f"}], "messages[1].role"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content"),
+        ([{"role": "user", "content": {"type": "text", "text": "a"}}], "messages[0].content"),
+        ([{"role": "user", "content": ["a"]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "video"}]}], "messages[0].content[1]"),
+        ([{"role": "user", "content": [{"type": [], "text": "a"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "messages[0].content[0].text"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "file", "file": {}}]}], "messages[0].content[0]"),
+        ([*HELLO, {"role": "assistant", "tool_calls": [TOOL_CALL]}], "messages[1].tool_calls"),
+        ([{"role": "assistant", "refusal": 5}], "messages[0].content"),
+        (HELLO * 2049, "messages"),
+        ([None] * 100_000, "messages"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}] * 4097}], "messages"),
+    ],
+)
+def test_messages_that_cannot_be_read_are_refused_by_path(messages: object, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat(messages=messages)
+    assert caught.value.param == param
+
+
+def test_messages_become_role_and_text() -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "What is"}, {"type": "text", "text": "this? \x00🙂"}]},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant", "content": None, "refusal": "I would rather not."},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+    ]
+    assert parse_chat(messages=messages).messages == [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "What is\nthis? \x00🙂"},
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "I would rather not."},
+        {"role": "assistant", "content": "No."},
+    ]
+
+
+def test_a_refusal_that_is_not_used_is_reported() -> None:
+    screen = Screen()
+    parse_chat(screen, messages=[{"role": "assistant", "content": "Yes.", "refusal": "No."}])
+    assert screen.ignored == {"messages[].refusal"}
+
+
+def test_sampling_parameters_reach_the_handler() -> None:
+    request = parse_chat(
+        max_tokens=5, max_completion_tokens=7, temperature=0, top_p=0.5, seed=-(2**63), stop=["\n\n", "END"]
+    )
+    assert request.max_tokens == 7
+    assert request.sampling.temperature == 0
+    assert request.sampling.top_p == 0.5
+    assert request.sampling.seed == -(2**63)
+    assert request.stop == ("\n\n", "END")
+
+
+def test_defaults_are_openais() -> None:
+    request = parse_chat(stop="END", max_tokens=5)
+    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.seed) == (1, 1, None)
+    assert request.stop == ("END",)
+    assert request.max_tokens == 5
+    assert parse_chat().max_tokens is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"text"',
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": 1e999}',
+        b'{"a": "\\ud800"}',
+        b'{"a": "\xff"}',
+        b"\xef\xbb\xbf{}",
+        b"[" * 100_000,
+        b'{"a":' * 2000 + b"1" + b"}" * 2000,
+    ],
+)
+def test_a_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="JSON"):
+        read_object(body)
+
+
+def test_of_a_repeated_key_the_last_counts() -> None:
+    assert read_object(b'{"a": 1, "a": 2}') == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    ("value", "inputs"),
+    [
+        ("Hello", ["Hello"]),
+        (["Hello", "world"], ["Hello", "world"]),
+        ([1, 2, 3], [[1, 2, 3]]),
+        ([[1, 2], [3]], [[1, 2], [3]]),
+    ],
+)
+def test_every_form_of_input_becomes_a_list_of_items(value: object, inputs: object) -> None:
+    assert parse_embeddings(input=value).inputs == inputs
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": None}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": {}}, "input"),
+        ({"input": 5}, "input"),
+        ({"input": [True]}, "input"),
+        ({"input": [1.5]}, "input"),
+        ({"input": [None]}, "input"),
+        ({"input": ["a", 1]}, "input"),
+        ({"input": ["a", [1]]}, "input"),
+        ({"input": [1, "a"]}, "input"),
+        ({"input": [1, True]}, "input"),
+        ({"input": [1, -1]}, "input"),
+        ({"input": [2**40]}, "input"),
+        ({"input": ["a", ""]}, "input[1]"),
+        ({"input": [[1], []]}, "input[1]"),
+        ({"input": [[1], [1, -1]]}, "input[1]"),
+        ({"input": [[1], [2.0]]}, "input[1]"),
+        ({"input": ["a"] * 2049}, "input"),
+        ({"input": [[1]] * 100_000}, "input"),
+        ({"model": None}, "model"),
+        ({"encoding_format": "hex"}, "encoding_format"),
+        ({"dimensions": 0}, "dimensions"),
+        ({"dimensions": True}, "dimensions"),
+        ({"truncate": True}, "truncate"),
+        ({"input_type": "query"}, "input_type"),
+    ],
+)
+def test_embeddings_refuses_what_is_malformed_and_names_it(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_embeddings(**fields)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"input": None}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": "a" * 4097}, "input"),
+        ({"voice": None}, "voice"),
+        ({"voice": ""}, "voice"),
+        ({"voice": {"name": "alloy"}}, "voice"),
+        ({"voice": {"id": 5}}, "voice"),
+        ({"response_format": "midi"}, "response_format"),
+        ({"speed": 0.2}, "speed"),
+        ({"speed": 4.1}, "speed"),
+        ({"speed": "1"}, "speed"),
+        ({"stream_format": "sse"}, "stream_format"),
+    ],
+)
+def test_speech_refuses_what_is_malformed_and_names_it(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_speech(**fields)
+    assert caught.value.param == param
+
+
+def test_a_voice_may_be_an_object_with_an_id() -> None:
+    params = parse_speech(voice={"id": "onyx"}, stream_format="audio", response_format="wav", speed=2)
+    request = params.to_request()
+    assert (request.voice, request.format, request.speed, request.text) == ("onyx", "wav", 2, "Hello")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "param"),
+    [
+        ("model", "", "model"),
+        ("temperature", "1.5", "temperature"),
+        ("temperature", "warm", "temperature"),
+        ("temperature", "nan", "temperature"),
+        ("language", "e" * 33, "language"),
+        ("response_format", "srt", "response_format"),
+        ("response_format", "verbose_json", "response_format"),
+        ("response_format", "diarized_json", "response_format"),
+        ("stream", "true", "stream"),
+        ("include[]", "logprobs", "include"),
+        ("include", '["logprobs"]', "include"),
+        ("timestamp_granularities[]", "word", "timestamp_granularities"),
+        ("chunking_strategy[type]", "server_vad", "chunking_strategy"),
+        ("chunking_strategy", '{"type": "server_vad"}', "chunking_strategy"),
+        ("keywords[]", "gateway", "keywords"),
+        ("languages[]", "en", "languages"),
+        ("known_speaker_names[]", "Ada", "known_speaker_names"),
+        ("known_speaker_references[]", "data:,", "known_speaker_references"),
+    ],
+)
+def test_transcription_refuses_what_it_cannot_honour_and_names_it(name: str, value: str, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_transcription((name, value))
+    assert caught.value.param == param
+
+
+def test_an_unsupported_transcript_format_is_told_the_supported_ones() -> None:
+    with pytest.raises(InvalidRequest, match="'json' or 'text'"):
+        parse_transcription(("response_format", "vtt"))
+
+
+def test_transcription_fields_are_texts_and_empty_ones_are_absent() -> None:
+    params = parse_transcription(
+        ("temperature", "0.5"), ("language", ""), ("prompt", "Ada"), ("stream", "false"), ("chunking_strategy", "auto")
+    )
+    assert (params.temperature, params.language, params.prompt) == (0.5, None, "Ada")

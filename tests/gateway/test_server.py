@@ -1,0 +1,128 @@
+"""How the process serves and how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+
+from gateway.listener import bound, listen
+from gateway.server import Server, run, set_library_defaults
+from gateway.settings import Settings
+from handlers.registry import Registry
+
+SETTINGS = Settings(models="none", drain_timeout=0)
+
+OnReady = Callable[[Registry], None]
+OnFailure = Callable[[str], None]
+
+
+@pytest.fixture
+def starts_as(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replaces the application by one whose lifespan is the given function of (on_ready, on_failure)."""
+
+    def replace(start: Callable[[OnReady, OnFailure], None]) -> None:
+        def create_app(settings: Settings, *, on_ready: OnReady, on_failure: OnFailure) -> Starlette:
+            @asynccontextmanager
+            async def lifespan(app: Starlette) -> AsyncIterator[None]:
+                start(on_ready, on_failure)
+                yield
+
+            return Starlette(lifespan=lifespan)
+
+        monkeypatch.setattr("gateway.server.create_app", create_app)
+
+    return replace
+
+
+def serve(announce: Callable[[str], None] = lambda message: None) -> str | None:
+    with bound("127.0.0.1", 0) as sockets:
+        listen(sockets)
+        return run(SETTINGS, sockets, announce)
+
+
+def test_it_announces_when_ready_and_ends_without_a_failure_at_a_signal(starts_as: Callable[..., None]) -> None:
+    def start(on_ready: OnReady, on_failure: OnFailure) -> None:
+        on_ready(Registry([]))
+        signal.raise_signal(signal.SIGTERM)
+
+    starts_as(start)
+    messages: list[str] = []
+
+    assert serve(messages.append) is None
+    assert messages[0].startswith("Ready: http://127.0.0.1:8000/v1")
+
+
+def test_a_model_that_fails_ends_it_with_the_reason(starts_as: Callable[..., None]) -> None:
+    starts_as(lambda on_ready, on_failure: on_failure("no weights"))
+
+    assert serve() == "no weights"
+
+
+def test_an_application_that_does_not_start_ends_it(starts_as: Callable[..., None]) -> None:
+    def start(on_ready: OnReady, on_failure: OnFailure) -> None:
+        raise ZeroDivisionError
+
+    starts_as(start)
+
+    assert serve() == "the application could not be started; the log has the traceback"
+
+
+def test_the_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    server = Server(uvicorn.Config(Starlette(), log_config=None))
+
+    server.handle_exit(signal.SIGINT, None)
+    assert server.should_exit and codes == []
+    server.handle_exit(signal.SIGTERM, None)
+    assert codes == [128 + signal.SIGTERM]
+
+
+@pytest.mark.parametrize("work", ["pass", "Event().wait()"])
+def test_a_thread_that_never_ends_does_not_hold_up_the_end(work: str) -> None:
+    program = f"""
+from threading import Event, Thread
+from gateway.server import leave
+Thread(target=lambda: {work.replace("pass", "None")}).start()
+print("last words", end="")
+leave(3)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "last words", "")
+
+
+def test_idle_maths_threads_are_told_not_to_spin_but_the_users_own_choice_stays() -> None:
+    environ = {"OMP_WAIT_POLICY": "ACTIVE"}
+
+    set_library_defaults(SETTINGS, environ)
+
+    assert environ == {
+        "OMP_WAIT_POLICY": "ACTIVE",
+        "KMP_BLOCKTIME": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    }
+
+
+def test_threads_and_offline_mode_reach_the_libraries() -> None:
+    environ = {"OMP_NUM_THREADS": "64"}
+
+    set_library_defaults(Settings(models="none", threads=2, offline=True), environ)
+
+    assert environ["OMP_NUM_THREADS"] == "2"
+    assert environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_server_that_forwards_only_never_imports_torch() -> None:
+    program = "import sys, gateway.server, gateway.pull; print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
+
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert ended.stdout == "[]\n"

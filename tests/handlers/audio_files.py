@@ -1,0 +1,61 @@
+"""Small audio files of every kind that is taken, made in memory."""
+
+from collections.abc import Mapping
+from io import BytesIO
+from types import MappingProxyType
+from typing import cast
+
+import av
+import numpy as np
+import soundfile
+
+from handlers.audio.waveform import Waveform
+
+RATE = 16_000
+
+# What FFmpeg calls the container and the codec.
+CONTAINERS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "aac": ("adts", "aac"),
+        "flac": ("flac", "flac"),
+        "m4a": ("mp4", "aac"),
+        "mp3": ("mp3", "libmp3lame"),
+        "ogg": ("ogg", "libopus"),
+        "wav": ("wav", "pcm_s16le"),
+        "webm": ("webm", "libopus"),
+    }
+)
+
+
+def sweep(seconds: float, rate: int = RATE) -> Waveform:
+    """A tone that rises from 200 Hz, so that no two stretches of it look alike."""
+    time = np.arange(round(seconds * rate)) / rate
+    return (0.3 * np.sin(2 * np.pi * (200 + 100 * time) * time)).astype(np.float32)
+
+
+def encoded(kind: str, waveform: Waveform, rate: int = RATE) -> bytes:
+    """`waveform` in a container of CONTAINERS."""
+    container_format, codec = CONTAINERS[kind]
+    file = BytesIO()
+    with av.open(file, "w", format=container_format) as container:
+        stream = cast(av.AudioStream, container.add_stream(codec, rate=48_000 if codec == "libopus" else rate))
+        stream.codec_context.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(waveform[np.newaxis], format="flt", layout="mono")
+        frame.sample_rate = rate
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return file.getvalue()
+
+
+def sound_file(samples: object, rate: int = RATE, format: str = "WAV", subtype: str = "PCM_16") -> BytesIO:
+    """What libsndfile writes: [samples] or [samples, channels]."""
+    file = BytesIO()
+    soundfile.write(file, samples, rate, format=format, subtype=subtype)
+    file.seek(0)
+    return file
+
+
+def likeness(one: Waveform, other: Waveform) -> float:
+    """The highest correlation of two waveforms at any offset: 1 is the same signal."""
+    size = 1 << (len(one) + len(other)).bit_length()
+    products = np.fft.irfft(np.fft.rfft(one, size) * np.conj(np.fft.rfft(other, size)), size)
+    return float(products.max() / (np.linalg.norm(one) * np.linalg.norm(other)))

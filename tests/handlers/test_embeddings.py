@@ -1,0 +1,193 @@
+"""The embeddings handler on a tiny random model, against transformers run one text at a time."""
+
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from batching.errors import EngineFailed
+from batching.job import Caller
+from batching.limits import Limits
+from handlers.embeddings.engine import TransformersEmbedder, load
+from handlers.embeddings.handler import TransformersEmbeddingsHandler
+from handlers.embeddings.openai_tokens import OpenAITokens
+from handlers.embeddings.types import EmbeddingRequest, Embeddings
+from handlers.errors import InvalidRequest, ModelLoadError
+from handlers.spec import ModelSpec, Task
+from tests.handlers.tiny import save_embedding_model
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = Limits()
+TEXTS = ["the cat", "a dog sat on the mat", "red", "one two three four five one two three", "blue mat"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_embedding_model(tmp_path_factory.mktemp("embeddings"))
+
+
+def spec(limits: Limits = LIMITS, **options: object) -> ModelSpec:
+    return ModelSpec("tiny", Task.EMBEDDINGS, "dir:x", dtype="float32", limits=limits, **options)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def serving(folder: Path, limits: Limits = LIMITS) -> AsyncIterator[TransformersEmbeddingsHandler]:
+    async with running(TransformersEmbeddingsHandler(spec(limits), lambda source: folder)) as handler:
+        yield handler
+
+
+@asynccontextmanager
+async def running(handler: TransformersEmbeddingsHandler) -> AsyncIterator[TransformersEmbeddingsHandler]:
+    await handler.load()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(handler.run)
+        yield handler
+        tasks.cancel_scope.cancel()
+
+
+def reference(folder: Path, text: str, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
+    encoded = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt", return_token_type_ids=False)
+    hidden = AutoModel.from_pretrained(folder)(**encoded).last_hidden_state[0].detach()
+    vector = {"mean": hidden.mean(dim=0), "cls": hidden[0], "last": hidden[-1]}[pooling]
+    return np.asarray(torch.nn.functional.normalize(vector, dim=0) if normalize else vector)
+
+
+async def embed(handler: TransformersEmbeddingsHandler, *inputs: object, **options: object) -> Embeddings:
+    return await handler.embed(EmbeddingRequest(inputs, **options), Caller())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("max_batch_cost", [6, 1000])
+async def test_batched_vectors_equal_those_of_each_text_alone(folder: Path, max_batch_cost: int) -> None:
+    async with serving(folder, Limits(max_batch_cost=max_batch_cost)) as handler:
+        vectors = (await embed(handler, *TEXTS)).vectors
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, [reference(folder, text) for text in TEXTS], atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+@pytest.mark.parametrize("normalize", [True, False])
+async def test_pooling_and_normalisation_are_the_folders_own(tmp_path: Path, pooling: str, normalize: bool) -> None:
+    folder = save_embedding_model(tmp_path, pooling=pooling, normalize=normalize)
+    async with serving(folder) as handler:
+        vectors = (await embed(handler, *TEXTS)).vectors
+    expected = [reference(folder, text, pooling, normalize) for text in TEXTS]
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+async def test_tokens_are_counted_with_the_special_ones(folder: Path) -> None:
+    async with serving(folder) as handler:
+        assert (await embed(handler, "the cat", "red")).tokens == (1 + 2 + 1) + (1 + 1 + 1)
+
+
+async def test_token_ids_of_the_model_give_the_vector_of_their_text(folder: Path) -> None:
+    ids = AutoTokenizer.from_pretrained(folder)("a dog sat", add_special_tokens=False)["input_ids"]
+    async with serving(folder) as handler:
+        by_ids, by_text = await embed(handler, ids), await embed(handler, "a dog sat")
+    np.testing.assert_array_equal(by_ids.vectors, by_text.vectors)
+    assert by_ids.tokens == by_text.tokens
+
+
+@pytest.mark.parametrize("inputs", [1, 64, 65, 200])
+async def test_lists_of_every_length_are_tokenized_whole_and_in_order(folder: Path, inputs: int) -> None:
+    async with serving(folder) as handler:
+        texts = [TEXTS[i % len(TEXTS)] for i in range(inputs)]
+        several = await embed(handler, *texts)
+        singles = {text: (await embed(handler, text)).vectors[0] for text in TEXTS}
+    np.testing.assert_allclose(several.vectors, [singles[text] for text in texts], atol=1e-5)
+
+
+async def test_a_text_that_no_tokenizer_could_shorten_enough_is_refused_unread(folder: Path) -> None:
+    async with serving(folder) as handler:
+        with pytest.raises(InvalidRequest, match="Input 0 is 1000000 characters long"):
+            await embed(handler, " " * 1_000_000)
+
+
+def openai_tokens(folder: Path) -> Path:
+    """tiktoken's format: a piece in base64 and its rank on each line."""
+    pieces = [b"the", b" cat", b"\xe2\x82", b"\xac"]
+    lines = [b"%b %d" % (b64encode(piece), rank) for rank, piece in enumerate(pieces)]
+    (folder / "9b5ad71b2ce5302211f9c61530b329a4922fc6a4").write_bytes(b"\n".join(lines) + b"\n")
+    return folder
+
+
+def test_openai_ids_become_the_text_they_stand_for(tmp_path: Path) -> None:
+    tokens = OpenAITokens(openai_tokens(tmp_path))
+    assert tokens.decode([0, 1, 2, 3]) == "the cat\u20ac"
+    assert tokens.decode([0, 2]) == "the\ufffd"
+    with pytest.raises(KeyError):
+        tokens.decode([4])
+
+
+async def test_openai_ids_give_the_vector_of_their_text(folder: Path, tmp_path: Path) -> None:
+    sources = {"dir:x": folder, "dir:tokens": openai_tokens(tmp_path)}
+    handler = TransformersEmbeddingsHandler(spec(openai_tokens="dir:tokens"), sources.__getitem__)
+    async with running(handler):
+        by_ids, by_text = await embed(handler, [0, 1], openai_ids=True), await embed(handler, "the cat")
+        with pytest.raises(InvalidRequest, match="a token id that OpenAI's tokenizer does not know") as refused:
+            await embed(handler, [0], [4], openai_ids=True)
+    np.testing.assert_array_equal(by_ids.vectors, by_text.vectors)
+    assert refused.value.param == "input[1]"
+
+
+async def test_openai_ids_are_refused_where_their_vocabulary_is_not_at_hand(folder: Path) -> None:
+    async with serving(folder) as handler:
+        with pytest.raises(InvalidRequest, match="check_embedding_ctx_length=False"):
+            await embed(handler, [5], openai_ids=True)
+
+
+@pytest.mark.parametrize("bad", [-1, 19, 100_257])
+async def test_ids_outside_the_vocabulary_are_refused_with_the_way_out(folder: Path, bad: int) -> None:
+    async with serving(folder) as handler:
+        with pytest.raises(InvalidRequest, match="check_embedding_ctx_length=False") as refused:
+            await embed(handler, [5], [bad])
+    assert refused.value.param == "input[1]"
+
+
+async def test_an_overlong_text_is_refused_and_named(folder: Path) -> None:
+    async with serving(folder) as handler:
+        with pytest.raises(
+            InvalidRequest, match="Input 1 is 42 tokens long, and `tiny` takes at most 32 tokens"
+        ) as refused:
+            await embed(handler, "red", "red " * 40)
+    assert (refused.value.param, refused.value.code) == ("input[1]", "context_length_exceeded")
+
+
+async def test_only_the_native_dimensions_are_given(folder: Path) -> None:
+    async with serving(folder) as handler:
+        assert (await embed(handler, "red", dimensions=16)).vectors.shape == (1, 16)
+        with pytest.raises(InvalidRequest) as refused:
+            await embed(handler, "red", dimensions=8)
+    assert refused.value.param == "dimensions"
+
+
+async def test_a_list_longer_than_the_queue_is_taken_when_nobody_waits(folder: Path) -> None:
+    async with serving(folder, Limits(max_queue_size=3, max_batch_size=2)) as handler:
+        assert len((await embed(handler, *["red"] * 9)).vectors) == 9
+
+
+def test_a_vector_that_is_not_finite_fails_alone(folder: Path) -> None:
+    loaded = load(spec(), folder)
+    loaded.model.get_parameter("embeddings.word_embeddings.weight").data[9] = float("nan")
+    good, bad = TransformersEmbedder(loaded, 1000).embed([[2, 5, 3], [2, 9, 3]])
+    assert isinstance(good, np.ndarray) and np.isfinite(good).all()
+    assert isinstance(bad, EngineFailed)
+
+
+@pytest.mark.parametrize("mode", ["pooling_mode_max_tokens", "pooling_mode_weightedmean_tokens"])
+def test_a_pooling_that_is_not_implemented_is_refused_at_load(tmp_path: Path, mode: str) -> None:
+    folder = save_embedding_model(tmp_path)
+    (folder / "1_Pooling" / "config.json").write_text(f'{{"{mode}": true}}')
+    with pytest.raises(ModelLoadError, match=f"pooling {mode} is not supported"):
+        load(spec(), folder)
+
+
+def test_a_context_above_the_models_own_is_refused_at_load(folder: Path) -> None:
+    with pytest.raises(ModelLoadError, match="max_model_len 65 is above the model's own 64"):
+        load(spec(max_model_len=65), folder)
