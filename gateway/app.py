@@ -36,12 +36,15 @@ def create_app(
             max_audio_seconds=settings.max_audio_seconds,
         )
     registry = Registry(handlers)
-    return Starlette(
+    app = Starlette(
         routes=[*routes, *(upstream_routes if settings.upstream_url else ())],
         middleware=stack(settings),
         exception_handlers=exception_handlers,
         lifespan=lifespan_of(settings, registry, on_ready=on_ready, on_failure=on_failure),
     )
+    # The redirect would lead to whatever host the client named, and take its key there.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _open_source(source: str, *, cache_dir: Path, offline: bool) -> Path:

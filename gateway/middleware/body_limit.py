@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import BodyTooLarge, UnsupportedContentType, error_response
 from gateway.middleware.asgi import header, with_headers
+from handlers.errors import InvalidRequest
 
 
 class BodyLimit:
@@ -28,12 +29,13 @@ class BodyLimit:
             return
         limit = self._by_path.get(scope["path"], self._max_bytes)
         declared = _declared_length(scope)
-        body = _Body(receive, send, limit, pending=declared != 0)
+        body = _Body(receive, send, limit, pending=declared != 0 or header(scope, b"upgrade") is not None)
         try:
+            _check_upgrade(scope)
             _check_encoding(scope)
             if declared is not None and declared > limit:
                 raise BodyTooLarge(limit)
-        except (UnsupportedContentType, BodyTooLarge) as refusal:
+        except (InvalidRequest, UnsupportedContentType, BodyTooLarge) as refusal:
             # `receive` is not called: calling it would tell a client that waits with `Expect: 100-continue` to go on.
             await error_response(refusal)(scope, receive, body.send)
         else:
@@ -45,6 +47,12 @@ def _declared_length(scope: Scope) -> int | None:
     if (length := header(scope, b"content-length")) is not None:
         return int(length) if length.isdigit() and len(length) < 19 else sys.maxsize
     return None if header(scope, b"transfer-encoding") is not None else 0
+
+
+def _check_upgrade(scope: Scope) -> None:
+    """The server takes what follows such a head for another protocol: the body is lost, or read as the next request."""
+    if header(scope, b"upgrade") is not None:
+        raise InvalidRequest("Only HTTP/1.1 is spoken here. Send the request without `Upgrade`.", "upgrade")
 
 
 def _check_encoding(scope: Scope) -> None:

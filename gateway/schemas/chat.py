@@ -31,7 +31,7 @@ class ChatCompletionParams(Wire):
     max_completion_tokens: Tokens | None = None
     max_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
     seed: Seed | None = None
     stop: Stop = []
     stream: bool = False

@@ -60,7 +60,7 @@ CHAT: Parameters = {
     "max_completion_tokens": _supported("At least 1. Without it, as many as the context has room for."),
     "max_tokens": _supported("The older name; `max_completion_tokens` wins when both are sent."),
     "temperature": _supported("0 to 2, default 1; 0 is greedy."),
-    "top_p": _supported("Above 0, up to 1, default 1."),
+    "top_p": _supported("0 to 1, default 1; 0 takes the likeliest token."),
     "seed": _supported("A 64-bit integer. Every request draws from its own generator, also within a batch."),
     "stop": _supported("One text or up to 64, of 1 to 1024 characters each; the answer ends before it."),
     "stream": _supported("Server-sent events."),

@@ -10,6 +10,8 @@ _MASK = (1 << 63) - 1
 _GREEDY_BELOW = 1e-5
 """Dividing logits by less than this overflows; the result would be greedy anyway."""
 
+_SMALLEST = 1e-9
+
 
 def sample(logits: torch.Tensor, rows: Sequence[Sampling], positions: Sequence[int]) -> list[int | None]:
     """One token a row; None where the row's logits are not numbers.
@@ -41,7 +43,7 @@ def _draw(logits: torch.Tensor, sampling: Sampling, position: int) -> int:
 def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
     """Keep the fewest most likely tokens whose sum reaches `top_p` (Holtzman et al., 2019)."""
     ordered, order = probabilities.sort(descending=True)
-    outside = ordered.cumsum(dim=-1) - ordered >= top_p
+    outside = ordered.cumsum(dim=-1) - ordered >= max(top_p, _SMALLEST)  # the likeliest always stays
     return probabilities.scatter(-1, order, ordered.masked_fill(outside, 0.0))
 
 

@@ -16,6 +16,8 @@ from handlers.errors import InvalidRequest
 from handlers.spec import ModelSpec
 from handlers.transcription.types import Transcript, TranscriptionRequest
 
+_MAX_PROMPT = 890  # characters: four of English to each of the 223 tokens
+
 
 class Engine(Protocol):
     """languages: ISO-639-1 codes. device, dtype: where it runs and in which number format."""
@@ -86,6 +88,7 @@ class WhisperHandler:
     async def transcribe(self, request: TranscriptionRequest, caller: Caller) -> Transcript:
         """Raises InvalidRequest (UnsupportedMedia, TooLarge) before the file waits for its turn, or QueueFull."""
         self._refuse_unknown_language(request.language)
+        _refuse_long_prompt(request.prompt)
         with self._batcher.place(caller):
             seconds = await self._preparation.run(self._measure, request.file)
         cancel = CancelToken()
@@ -121,6 +124,16 @@ class WhisperHandler:
         except InvalidRequest as refusal:
             return refusal
         return self._engine.transcribe(waveform, recording.request, recording.cancel)
+
+
+def _refuse_long_prompt(prompt: str | None) -> None:
+    """Whisper looks at the last 223 tokens only: a glossary at the beginning would be lost without a word."""
+    if prompt is not None and len(prompt) > _MAX_PROMPT:
+        raise InvalidRequest(
+            f"The prompt has {len(prompt)} characters, and at most {_MAX_PROMPT} are taken. Send fewer words.",
+            "prompt",
+            "string_above_max_length",
+        )
 
 
 def _load_whisper(spec: ModelSpec, folder: Path) -> Engine:

@@ -156,3 +156,16 @@ print(sorted({"torch", "transformers", "librosa", "onnxruntime"} & set(sys.modul
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+async def test_a_trailing_slash_leads_nowhere() -> None:
+    async with client_of(create_app(Settings(models="none"), handlers=[FakeChat()])) as client:
+        reply = await client.post("/v1/chat/completions/", json=HELLO, headers={"host": "evil.example"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_url")
+
+
+async def test_a_request_to_speak_another_protocol_is_refused_and_the_connection_closed() -> None:
+    async with client_of(create_app(Settings(models="none"), handlers=[FakeChat()])) as client:
+        reply = await client.post("/v1/chat/completions", json=HELLO, headers={"upgrade": "h2c"})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "upgrade")
+    assert reply.headers["connection"] == "close"

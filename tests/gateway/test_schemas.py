@@ -214,7 +214,7 @@ def test_strict_mode_refuses_unknown_names_and_still_ignores_known_ones() -> Non
         ({"temperature": True}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": 2.1}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"seed": 2**63}, "seed"),
         ({"seed": 1.5}, "seed"),

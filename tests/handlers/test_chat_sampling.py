@@ -39,7 +39,8 @@ def test_top_p_leaves_the_fewest_likely_tokens_that_reach_it() -> None:
 
 
 def test_a_tiny_top_p_still_leaves_one_token() -> None:
-    assert sample(logits_of(0.4, 0.6), [Sampling(top_p=1e-9, seed=5)], [0]) == [1]
+    for top_p in (0.0, 1e-12, 1e-9):
+        assert sample(logits_of(0.4, 0.6), [Sampling(top_p=top_p, seed=5)], [0]) == [1]
 
 
 def test_a_seed_and_a_position_decide_the_draw_whoever_else_is_in_the_batch() -> None:

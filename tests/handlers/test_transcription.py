@@ -427,3 +427,12 @@ def test_a_number_format_that_the_device_lacks_is_a_clear_error(models_dir: Path
     folder = fetch(TRANSCRIPTION.source, models_dir)
     with pytest.raises(ModelLoadError, match="in float16: .*choose another dtype"):
         load(replace(TRANSCRIPTION, device="cpu", dtype="float16"), folder)
+
+
+@pytest.mark.anyio
+async def test_a_prompt_that_whisper_would_cut_is_refused() -> None:
+    handler = WhisperHandler(SPEC, Path, load_engine=lambda spec, folder: FakeEngine())
+    await handler.load()
+    with pytest.raises(InvalidRequest, match="at most 890 are taken") as refused:
+        await handler.transcribe(TranscriptionRequest(BytesIO(), prompt="word " * 240), Caller())
+    assert refused.value.param == "prompt"
