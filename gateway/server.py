@@ -1,5 +1,6 @@
 """One process that serves: bound sockets, uvicorn around the app, and an end that nothing can hold up."""
 
+import asyncio
 import logging
 import math
 import os
@@ -21,6 +22,9 @@ from handlers.registry import Registry
 # that is just being sent is lost.
 KEEP_ALIVE = 75
 
+# Seconds from when the models stop to when uvicorn cuts the connections without a word.
+ANSWERING = 1
+
 
 def run(settings: Settings, sockets: list[socket.socket], announce: Callable[[str], None]) -> str | None:
     """Serve on `sockets` until a signal comes; returns one line that says why, if something else ended it.
@@ -29,12 +33,14 @@ def run(settings: Settings, sockets: list[socket.socket], announce: Callable[[st
     """
 
     def on_ready(registry: Registry) -> None:
+        server.stop_models = registry.stop
         announce(ready_message(settings, registry.models))
 
     def on_failure(reason: str) -> None:
         server.fail(reason)
 
-    server = Server(_uvicorn_config(create_app(settings, on_ready=on_ready, on_failure=on_failure), settings))
+    app = create_app(settings, on_ready=on_ready, on_failure=on_failure)
+    server = Server(_uvicorn_config(app, settings), drain_timeout=settings.drain_timeout)
     try:
         server.run(sockets)
     except SystemExit:
@@ -43,9 +49,16 @@ def run(settings: Settings, sockets: list[socket.socket], announce: Callable[[st
 
 
 class Server(uvicorn.Server):
-    """Ends orderly at the first signal, at once at the second."""
+    """Ends orderly at the first signal, at once at the second.
 
-    failure: str | None = None
+    drain_timeout: seconds that requests in hand have to end; then the models stop, and whoever still waits is told.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, drain_timeout: float) -> None:
+        super().__init__(config)
+        self.drain_timeout = drain_timeout
+        self.failure: str | None = None
+        self.stop_models: Callable[[], None] = lambda: None
 
     def fail(self, reason: str) -> None:
         self.failure = reason
@@ -56,6 +69,13 @@ class Server(uvicorn.Server):
         if self.should_exit:
             os._exit(128 + sig)
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        end_of_drain = asyncio.get_running_loop().call_later(self.drain_timeout, lambda: self.stop_models())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            end_of_drain.cancel()
 
 
 def leave(code: int) -> NoReturn:
@@ -99,5 +119,5 @@ def _uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
         # Rate limits go by address, which a client must not be able to choose.
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout) + ANSWERING,
     )

@@ -43,6 +43,7 @@ class Registry:
     def __init__(self, handlers: Sequence[Handler]) -> None:
         self.models: Sequence[Model] = [Model(handler) for handler in handlers]
         self._by_name = {name: model for model in self.models for name in (model.spec.id, *model.spec.aliases)}
+        self._serving: anyio.CancelScope | None = None
 
     @property
     def ready(self) -> bool:
@@ -81,16 +82,22 @@ class Registry:
         return model.handler
 
     async def serve(self, on_ready: Callable[[], None]) -> None:
-        """Load every model, each followed by its batch loop; ends by cancellation.
+        """Load every model, each followed by its batch loop; ends by cancellation or `stop`.
 
         One after the other: side by side they fight over the same cores, and libraries that import lazily break.
         Raises ModelLoadError or SourceError when one cannot be had.
         """
-        async with anyio.create_task_group() as loops:
-            for model in self.models:
-                await model.load()
-                loops.start_soon(model.handler.run, name=f"batches of {model.spec.id}")
-            on_ready()
+        with anyio.CancelScope() as self._serving:
+            async with anyio.create_task_group() as loops:
+                for model in self.models:
+                    await model.load()
+                    loops.start_soon(model.handler.run, name=f"batches of {model.spec.id}")
+                on_ready()
+
+    def stop(self) -> None:
+        """End every batch loop: who still waits for an answer is told ShuttingDown."""
+        if self._serving is not None:
+            self._serving.cancel()
 
     async def drain(self) -> None:
         """Refuse new work everywhere; return when all admitted work has its answer."""

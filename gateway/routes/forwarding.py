@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message
 
 from gateway.errors import error_event
 from gateway.routes.multipart import multipart
+from gateway.schemas.common import loads
 from gateway.state import State
 from proxy.relay import RelayResponse
 from proxy.target import path_of
@@ -57,7 +58,7 @@ async def _model_in_body(request: Request[State]) -> object:
         async with multipart(_replay(request, body)) as form:
             return form.get("model")
     try:
-        parsed = orjson.loads(body)
+        parsed = loads(body)
     except orjson.JSONDecodeError:
         return None
     return parsed.get("model") if isinstance(parsed, dict) else None

@@ -1,5 +1,6 @@
 """What the wire types share: reading the body once, and sorting its keys by the table of verdicts."""
 
+import gc
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -40,10 +41,24 @@ class Wire(BaseModel):
             raise from_validation_error(exc) from None
 
 
+def loads(body: bytes) -> Any:
+    """orjson.loads, without the garbage collector counting what is being made.
+
+    It walks all new containers again and again: ten megabytes of `[],[]` take 5 s with it and 0.4 s without.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return orjson.loads(body)
+    finally:
+        if collects:
+            gc.enable()
+
+
 def read_object(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`. Raises InvalidRequest for anything else, too deep nesting (1024) included."""
     try:
-        fields = orjson.loads(body)
+        fields = loads(body)
     except orjson.JSONDecodeError as exc:
         raise InvalidRequest(f"The body is not valid JSON: {exc}.") from None
     if not isinstance(fields, dict):

@@ -1,5 +1,6 @@
 """The tables of verdicts against the SDK, the docs and the wire types."""
 
+import gc
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -30,7 +31,7 @@ from pydantic import BaseModel
 from gateway.schemas import parameters
 from gateway.schemas.audio import SpeechParams, TranscriptionParams
 from gateway.schemas.chat import ChatCompletionParams, StreamOptions
-from gateway.schemas.common import Screen, header_safe, read_object
+from gateway.schemas.common import Screen, header_safe, loads, read_object
 from gateway.schemas.embeddings import EmbeddingParams
 from gateway.schemas.parameters import Parameters, Verdict
 from handlers.chat.types import ChatRequest
@@ -467,3 +468,14 @@ def test_transcription_fields_are_texts_and_empty_ones_are_absent() -> None:
         ("temperature", "0.5"), ("language", ""), ("prompt", "Ada"), ("stream", "false"), ("chunking_strategy", "auto")
     )
     assert (params.temperature, params.language, params.prompt) == (0.5, None, "Ada")
+
+
+def test_the_collector_rests_while_a_body_is_read_and_only_then() -> None:
+    collections = gc.get_stats()[0]["collections"]
+
+    assert len(loads(b"[" + b"[]," * 50_000 + b"[]]")) == 50_001
+    assert gc.get_stats()[0]["collections"] <= collections + 1
+    assert gc.isenabled()
+    with pytest.raises(orjson.JSONDecodeError):
+        loads(b"[")
+    assert gc.isenabled()

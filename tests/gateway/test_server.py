@@ -1,5 +1,6 @@
 """How the process serves and how it ends."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -76,12 +77,33 @@ def test_an_application_that_does_not_start_ends_it(starts_as: Callable[..., Non
 def test_the_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    server = Server(uvicorn.Config(Starlette(), log_config=None))
+    server = Server(uvicorn.Config(Starlette(), log_config=None), drain_timeout=0)
 
     server.handle_exit(signal.SIGINT, None)
     assert server.should_exit and codes == []
     server.handle_exit(signal.SIGTERM, None)
     assert codes == [128 + signal.SIGTERM]
+
+
+@pytest.mark.anyio
+async def test_the_models_stop_when_the_drain_is_over() -> None:
+    stopped = asyncio.Event()
+    server = Server(uvicorn.Config(Starlette(), log_config=None, lifespan="off"), drain_timeout=0)
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    server.stop_models = stopped.set
+
+    class Connection:
+        def shutdown(self) -> None: ...
+
+    connection = Connection()
+    server.server_state.connections.add(connection)  # type: ignore[arg-type]
+    server.servers = []
+    ending = asyncio.create_task(server.shutdown())
+    await stopped.wait()
+    assert not ending.done()
+    server.server_state.connections.clear()
+    await ending
 
 
 @pytest.mark.parametrize("work", ["pass", "Event().wait()"])

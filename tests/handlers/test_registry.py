@@ -100,3 +100,11 @@ async def test_only_models_that_run_are_drained() -> None:
     registry.models[0].ready = True
     await registry.drain()
     assert (warm.calls, cold.calls) == (["drain"], [])
+
+
+async def test_stopping_ends_every_batch_loop() -> None:
+    warm = chat()
+    warm.may_load.set()
+    registry = Registry([warm])
+    with anyio.fail_after(5):
+        await registry.serve(registry.stop)
