@@ -3,6 +3,7 @@
 Continuous batching (Yu et al., Orca, OSDI 2022). The loop decides; the engine, in the worker thread, computes one step.
 """
 
+import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from batching.errors import DeadlineExceeded, ShuttingDown
 from batching.job import Job
 from batching.limits import Limits
 from batching.loop import BatchLoop
-from batching.stream import Prompt, Token, TokenStream
+from batching.stream import Prompt, StreamGroup, Token, TokenStream
 from batching.worker import Worker
 
 _MAX_FAILURES = 3
@@ -48,7 +49,10 @@ class StepEngine(Protocol[Prompt, Token]):
     """Called in the worker thread only, one call at a time."""
 
     def step(self, joining: Sequence[Joining[Prompt, Token]], leaving: Sequence[int]) -> Sequence[StepOutput[Token]]:
-        """Drop the rows `leaving`, prefill those `joining`, and give one more token to every row."""
+        """Drop the rows `leaving`, take in those `joining`, and give one more token to every row.
+
+        A row whose prompt is long may need several steps before its first token; until then it has no output.
+        """
 
     def reset(self) -> None:
         """Drop every row; what a failed step held is released."""
@@ -93,10 +97,15 @@ class ContinuousBatcher(BatchLoop[Job[Prompt, Token]], Generic[Prompt, Token]):
 
         Whoever opens the stream closes it (`async with`): that is what frees the row when a client leaves.
         """
-        self._enqueue([job])
-        stream = TokenStream(next(self._ids), job, self._close)
-        self._streams[job] = stream
-        return stream
+        return self.open_all([job]).streams[0]
+
+    def open_all(self, jobs: Sequence[Job[Prompt, Token]]) -> StreamGroup[Prompt, Token]:
+        """Admit all the jobs of one request, or none."""
+        self._enqueue(jobs)
+        arrived = asyncio.Event()
+        streams = [TokenStream(next(self._ids), job, self._close, arrived) for job in jobs]
+        self._streams.update(zip(jobs, streams, strict=True))
+        return StreamGroup(streams, arrived)
 
     @property
     def _busy(self) -> bool:
@@ -122,15 +131,42 @@ class ContinuousBatcher(BatchLoop[Job[Prompt, Token]], Generic[Prompt, Token]):
     def _admit(self) -> Sequence[TokenStream[Prompt, Token]]:
         """Those at the head of the queue for whom there is room."""
         now = anyio.current_time()
+        self._make_room(now)
         batch = self._scheduler.next_batch(
             now,
-            max_size=self.limits.max_batch_size - len(self._running),
-            max_cost=self._limit.current(now) - sum(stream.job.cost for stream in self._running.values()),
+            max_size=self._free_rows,
+            max_cost=self._free_cost(now),
             alone=not self._running,
         )
         for job in batch.expired:
             self._fail(self._streams[job], DeadlineExceeded("the deadline passed while the request waited"))
         return self._join([self._streams[job] for job in batch.jobs])
+
+    def _make_room(self, now: float) -> None:
+        """Preempt rows of lower priority, the youngest first, if that lets the first in the queue run.
+
+        They resume where they were, ahead of their own kind.
+        """
+        first = self._scheduler.first(now)
+        if first is None:
+            return
+        preempted: list[TokenStream[Prompt, Token]] = []
+        rows, cost = self._free_rows, self._free_cost(now)
+        for stream in reversed(self._running.values()):
+            if rows >= 1 and cost >= first.cost:
+                break
+            if stream.job.caller.priority > first.caller.priority:
+                preempted.append(stream)
+                rows, cost = rows + 1, cost + stream.job.cost
+        if rows >= 1 and (cost >= first.cost or len(preempted) == len(self._running)):
+            self._preempt(preempted)
+
+    @property
+    def _free_rows(self) -> int:
+        return self.limits.max_batch_size - len(self._running)
+
+    def _free_cost(self, now: float) -> int:
+        return self._limit.current(now) - sum(stream.job.cost for stream in self._running.values())
 
     def _join(self, streams: Sequence[TokenStream[Prompt, Token]]) -> Sequence[TokenStream[Prompt, Token]]:
         now = anyio.current_time()

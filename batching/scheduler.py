@@ -96,6 +96,11 @@ class Scheduler(Generic[J]):
             self._remove(job)
         return batch
 
+    def first(self, now: float) -> J | None:
+        """Who would be taken next."""
+        jobs = itertools.chain.from_iterable(self._waiting.values())
+        return next((job for job in jobs if not job.is_due(now)), None)
+
     def due_in(self, now: float, *, max_size: int, max_cost: int) -> float | None:
         """Seconds until a batch should start: 0 is now, None is not before another job arrives.
 

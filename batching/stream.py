@@ -1,11 +1,8 @@
 """The token stream of one generating job: written by the batch loop, read by the one who asked."""
 
 import asyncio
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Generic, TypeVar
-
-import anyio
 
 from batching.errors import DeadlineExceeded
 from batching.job import Job
@@ -22,7 +19,11 @@ class TokenStream(Generic[Prompt, Token]):
     """
 
     def __init__(
-        self, id: int, job: Job[Prompt, Token], on_close: "Callable[[TokenStream[Prompt, Token]], None]"
+        self,
+        id: int,
+        job: Job[Prompt, Token],
+        on_close: "Callable[[TokenStream[Prompt, Token]], None]",
+        arrived: asyncio.Event | None = None,
     ) -> None:
         self.id = id
         self.job = job
@@ -31,7 +32,7 @@ class TokenStream(Generic[Prompt, Token]):
         self.failures = 0
         self._error: Exception | None = None
         self._read = 0
-        self._arrived = asyncio.Event()
+        self._arrived = arrived or asyncio.Event()
         self._on_close = on_close
 
     @property
@@ -57,11 +58,19 @@ class TokenStream(Generic[Prompt, Token]):
 
         Raises DeadlineExceeded, or the error the job ended with, after the tokens before it were read.
         """
-        deadline = self.job.caller.deadline
-        with anyio.CancelScope(deadline=math.inf if deadline is None else deadline):
-            while self._read == len(self.generated) and not self.ended:
+        with _Alarm(self._arrived, self.job.caller.deadline) as alarm:
+            while not self.has_news and not alarm.rang:
                 self._arrived.clear()
                 await self._arrived.wait()
+        return self.take()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something unread: tokens, or the end."""
+        return self._read < len(self.generated) or self.ended
+
+    def take(self) -> Sequence[Token]:
+        """What `read` returns, or raises, without waiting."""
         tokens = self.generated[self._read :]
         self._read += len(tokens)
         if not tokens and self._error is not None:
@@ -80,3 +89,63 @@ class TokenStream(Generic[Prompt, Token]):
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.close()
+
+
+class StreamGroup(Generic[Prompt, Token]):
+    """The streams of one request, read as they come. All of them share `arrived`, and none is left open."""
+
+    def __init__(self, streams: Sequence[TokenStream[Prompt, Token]], arrived: asyncio.Event) -> None:
+        self.streams = streams
+        self._arrived = arrived
+
+    async def read(self) -> AsyncGenerator[tuple[int, Sequence[Token]], None]:
+        """The number of a stream and its new tokens; empty ones are its end, when its `finish_reason` is set.
+
+        A stream that its reader closes is not read any further. Raises as TokenStream.read does.
+        """
+        open_ = dict(enumerate(self.streams))
+        with _Alarm(self._arrived, self.streams[0].job.caller.deadline) as alarm:
+            while open_:
+                ready = [i for i, stream in open_.items() if stream.has_news]
+                if not ready and not alarm.rang:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+                    continue
+                for i in ready or list(open_):
+                    tokens = open_[i].take()
+                    yield i, tokens
+                    if not tokens or open_[i].job.cancel.cancelled:
+                        del open_[i]
+
+    async def __aenter__(self) -> "StreamGroup[Prompt, Token]":
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for stream in self.streams:
+            stream.close()
+
+
+class _Alarm:
+    """Wakes who waits for `arrived` when the deadline comes. A timeout around each wait would cost more than the wait.
+
+    rang: whether it has come. The clock does not tell: a timer may be a little early.
+    """
+
+    def __init__(self, arrived: asyncio.Event, deadline: float | None) -> None:
+        self.rang = False
+        self._arrived = arrived
+        self._deadline = deadline
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> "_Alarm":
+        if self._deadline is not None:
+            self._timer = asyncio.get_running_loop().call_at(self._deadline, self._ring)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _ring(self) -> None:
+        self.rang = True
+        self._arrived.set()

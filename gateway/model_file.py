@@ -71,6 +71,7 @@ class ModelTable(BaseModel):
     device: Device | None = None
     max_model_len: Count | None = None
     openai_tokens: Source | None = None
+    prefix_cache_bytes: Annotated[int, Field(strict=True, ge=0), Allowed("a number of bytes, 0 for none")] | None = None
     limits: Annotated[LimitsTable, Allowed(f"a table of {', '.join(LimitsTable.model_fields)}")] | None = None
 
 
@@ -137,6 +138,8 @@ def _contradictions(tables: Mapping[str, ModelTable]) -> Iterator[str]:
             yield f"{place}.openai_tokens: is for embeddings models; this one is for {table.task}"
         if table.dtype == "int8" and table.task in (Task.CHAT, Task.EMBEDDINGS):
             yield f"{place}.dtype: int8 is for transcription models; this one is for {table.task}"
+        if table.prefix_cache_bytes is not None and table.task is not Task.CHAT:
+            yield f"{place}.prefix_cache_bytes: is for chat models; this one is for {table.task}"
         yield from _without_effect(place, table)
         if table.max_model_len and table.task not in (Task.CHAT, Task.EMBEDDINGS):
             yield f"{place}.max_model_len: is for chat and embeddings models; this one is for {table.task}"

@@ -81,10 +81,11 @@ class Server(uvicorn.Server):
 def leave(code: int) -> NoReturn:
     """End the process, also while a thread loads weights or runs a batch.
 
-    Such a thread cannot be stopped, and the interpreter would wait for it.
+    Such a thread cannot be stopped. The interpreter would wait for it or, if it is a daemon, be gone when it comes back
+    from its library, which ends in an abort.
     """
-    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
-        logging.shutdown()
+    logging.shutdown()
+    if any(thread is not threading.main_thread() for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -92,16 +93,12 @@ def leave(code: int) -> NoReturn:
 
 
 def set_library_defaults(settings: Settings, environ: MutableMapping[str, str]) -> None:
-    """What the model libraries read from the environment as they are imported; what is set already stays.
-
-    Threads of a maths library spin for a while after each call; here they would take the core of the event loop.
-    """
-    environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    environ.setdefault("KMP_BLOCKTIME", "0")
+    """What the model libraries read from the environment as they are imported; what is set already stays."""
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if settings.threads is not None:
         environ["OMP_NUM_THREADS"] = str(settings.threads)
+        environ["NUMBA_NUM_THREADS"] = str(settings.threads)
     if settings.offline:
         environ["HF_HUB_OFFLINE"] = "1"
 

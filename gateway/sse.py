@@ -71,15 +71,27 @@ class EventStream(StreamingResponse):
     async def _keep_alive(self, reply: "_Reply") -> None:
         loop = asyncio.get_running_loop()
         while True:
-            silent_until = reply.written_at + self.keepalive_interval
-            if (wait := silent_until - loop.time()) > 0:
-                await asyncio.sleep(wait)
+            now = loop.time()
+            if reply.sending:
+                if now >= reply.stuck_at:
+                    raise ClientDisconnected
+                wake_at = reply.stuck_at
             else:
-                await reply.write(PING)
+                ping_at = reply.written_at + self.keepalive_interval
+                if now >= ping_at:
+                    await reply.ping()
+                    continue
+                # A send that begins in the meantime is not due before that.
+                wake_at = min(ping_at, now + self.send_timeout)
+            await asyncio.sleep(wake_at - now)
 
 
 class _Reply:
-    """The way out: the head goes before the first frame, and no send waits for a slow reader for ever."""
+    """The way out: the head goes before the first frame, and no send waits for a slow reader for ever.
+
+    A timeout around every write would cost as much as the write. So `stuck_at` says when the one in progress has taken
+    too long, for `_keep_alive` to look at, which has a timer anyway.
+    """
 
     def __init__(self, head: Message, send: Send, send_timeout: float) -> None:
         self._head = head
@@ -88,22 +100,41 @@ class _Reply:
         self._head_sent = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.begun = False
+        self.sending = False
         self.written_at = self._loop.time()
+
+    @property
+    def stuck_at(self) -> float:
+        return self.written_at + self._send_timeout
 
     async def write(self, frame: bytes) -> None:
+        """Raises ClientDisconnected if the client left."""
+        self.written_at = self._loop.time()
+        self.sending = True
+        try:
+            if not self._head_sent.is_set():
+                await self._begin()
+            await self._send({"type": "http.response.body", "body": frame, "more_body": True})
+        except OSError as exc:  # a server of ASGI 2.4 raises these when the client left
+            raise ClientDisconnected from exc
+        finally:
+            self.sending = False
+
+    async def ping(self) -> None:
         """Raises ClientDisconnected if the client left or does not read."""
         self.written_at = self._loop.time()
-        await self._deliver({"type": "http.response.body", "body": frame, "more_body": True})
+        await self._deliver_in_time({"type": "http.response.body", "body": PING, "more_body": True})
 
     async def end(self) -> None:
-        await self._deliver({"type": "http.response.body", "body": b"", "more_body": False})
+        """Raises as `ping`."""
+        await self._deliver_in_time({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _deliver(self, message: Message) -> None:
+    async def _deliver_in_time(self, message: Message) -> None:
         try:
             async with asyncio.timeout(self._send_timeout):
                 await self._begin()
                 await self._send(message)
-        except OSError as exc:  # a TimeoutError too; a server of ASGI 2.4 raises others when the client left
+        except OSError as exc:  # a TimeoutError too
             raise ClientDisconnected from exc
 
     async def _begin(self) -> None:

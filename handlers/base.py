@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
 from batching.job import Caller
-from handlers.chat.types import ChatRequest, Delta
+from handlers.chat.types import ChatRequest, CompletionRequest, Delta
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
 from handlers.spec import ModelSpec
 from handlers.speech.types import Speech, SpeechRequest
@@ -30,9 +30,15 @@ class Handler(Protocol):
 
 
 class Generation(Protocol):
-    """An answer in the making. Leaving the context aborts what is not finished; iterating yields deltas."""
+    """Answers in the making. Leaving the context aborts what is not finished; iterating yields deltas.
+
+    prompt_tokens: of all prompts together. cached_tokens: how many of them were already in the prefix cache; final with
+    the first delta. reasoning_tokens: how many generated ones were reasoning; final at the end.
+    """
 
     prompt_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
 
     async def __aenter__(self) -> "Generation": ...
 
@@ -44,6 +50,9 @@ class Generation(Protocol):
 class ChatHandler(Handler, Protocol):
     async def open(self, request: ChatRequest, caller: Caller) -> Generation:
         """Admit the request; raises InvalidRequest, QueueFull or ShuttingDown before anything is generated."""
+
+    async def complete(self, request: CompletionRequest, caller: Caller) -> Generation:
+        """The same for plain prompts."""
 
 
 class EmbeddingsHandler(Handler, Protocol):

@@ -27,9 +27,9 @@ def _create(spec: ModelSpec, open_source: OpenSource, max_audio_seconds: float) 
 
             return TransformersChatHandler(spec, open_source)
         case Task.EMBEDDINGS:
-            from handlers.embeddings.handler import TransformersEmbeddingsHandler
+            from handlers.embeddings.handler import SentenceEncoderHandler
 
-            return TransformersEmbeddingsHandler(spec, open_source)
+            return SentenceEncoderHandler(spec, open_source)
         case Task.TRANSCRIPTION:
             from handlers.transcription.handler import WhisperHandler
 

@@ -1,28 +1,45 @@
-"""A transformers model and its tokenizer from a folder, on the device and in the number format that suit."""
+"""A transformers model and its tokenizer from a folder, on the device and in the number format that suit.
+
+transformers is imported only when a model is loaded with it: that takes seconds.
+"""
 
 import json
 import logging
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils.logging import disable_progress_bar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from handlers.devices import pick_device, pick_dtype
 from handlers.errors import ModelLoadError
 from handlers.spec import ModelSpec
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 logger = logging.getLogger(__name__)
+
+
+class Placed(Protocol):
+    """A model, as far as it concerns where it runs."""
+
+    @property
+    def device(self) -> "torch.device": ...
+
+    @property
+    def dtype(self) -> "torch.dtype": ...
 
 
 def load_pretrained(
     auto_class: Any, spec: ModelSpec, folder: Path, **options: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast]":
     """Safetensors only: other weight files can run code when they are opened.
 
     auto_class: AutoModel, AutoModelForCausalLM, …; options go to its from_pretrained.
     Raises ModelLoadError with one line that names the model and what is wrong.
     """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
+
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         device = pick_device(spec.device)
@@ -36,13 +53,17 @@ def load_pretrained(
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelLoadError(f"model {spec.id}: its tokenizer has no tokenizer.json, which is needed")
     model.requires_grad_(False)
-    logger.info("%s runs on %s in %s", spec.id, device, str(dtype).removeprefix("torch."))
+    log_placement(spec, model)
     return model, tokenizer
 
 
-def placement(model: PreTrainedModel) -> dict[str, str]:
+def placement(model: Placed) -> dict[str, str]:
     """Where a model runs and in which number format, for people to read."""
     return {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def log_placement(spec: ModelSpec, model: Placed) -> None:
+    logger.info("%s runs on %s in %s", spec.id, *placement(model).values())
 
 
 def max_model_len(spec: ModelSpec, trained: int | None, positions: int | None) -> int:

@@ -7,7 +7,9 @@ from typing import Any, Literal, overload
 
 import anyio
 
+from batching.worker import Worker
 from handlers.base import ChatHandler, EmbeddingsHandler, Handler, SpeechHandler, TranscriptionHandler
+from handlers.devices import release_memory
 from handlers.errors import InvalidRequest, ModelLoading, ModelNotFound
 from handlers.spec import ModelSpec, Task
 
@@ -33,6 +35,7 @@ class Model:
         """Raises ModelLoadError or SourceError."""
         started = time.monotonic()
         await self.handler.load()
+        await Worker(f"{self.spec.id} cleaning").run(release_memory)
         self.ready = True
         logger.info("%s is warm after %.1f s", self.spec.id, time.monotonic() - started)
 

@@ -24,6 +24,7 @@ class ModelSpec:
     engine: the library that runs it; "auto" takes the task's default.
     dtype: auto, float32, bfloat16, float16, int8; "auto" is what the device does well.
     max_model_len: tokens of context (chat, embeddings); None means what the model says.
+    prefix_cache_bytes: memory for prompts that may come again (chat); 0 keeps none.
     openai_tokens: the source of OpenAI's token vocabulary, for embeddings models that stand in for OpenAI's.
     quantization: none, bnb-8bit or bnb-4bit (chat on an accelerator, needs the `quantization` extra).
     """
@@ -38,6 +39,7 @@ class ModelSpec:
     device: str = "auto"
     max_model_len: int | None = None
     openai_tokens: str | None = None
+    prefix_cache_bytes: int = 256 * 1024 * 1024
     limits: Limits = field(default_factory=Limits)
 
     @property

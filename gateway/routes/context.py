@@ -21,3 +21,9 @@ def caller(request: Request[State], priority: Priority = Priority.INTERACTIVE, *
 
 def screen_for(request: Request[State]) -> Screen:
     return Screen(strict=request.state["settings"].strict_params)
+
+
+def cache_salt(request: Request[State], own: str | None) -> str:
+    """Who asks, by API key, and the salt that was sent: keys share no cached prefixes, so none can time another's."""
+    key_digest = request.scope.get("gateway.caller", "")
+    return f"{key_digest}:{own or ''}" if key_digest or own else ""

@@ -7,7 +7,8 @@ from typing import Annotated, Any, BinaryIO, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from gateway.schemas.common import ModelName, Screen, Wire, read_object
-from gateway.schemas.parameters import SPEECH, TRANSCRIPTION, Parameters
+from gateway.schemas.parameters import SPEECH, TRANSCRIPTION
+from gateway.schemas.verdicts import Parameters
 from handlers.speech.types import SpeechRequest
 from handlers.transcription.types import TranscriptionRequest
 

@@ -2,68 +2,73 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, FailFast, Field
+from pydantic import FailFast, Field
 
-from gateway.schemas.common import ModelName, Screen, Wire, read_object
-from gateway.schemas.messages import Message, plain_messages
-from gateway.schemas.parameters import CHAT, STREAM_OPTIONS
-from handlers.chat.types import ChatRequest, Sampling
+from gateway.schemas.common import Screen, read_object
+from gateway.schemas.generation import GenerationParams, sort_nested
+from gateway.schemas.messages import Message, inner_messages, plain_messages
+from gateway.schemas.parameters import CHAT
+from gateway.schemas.template import TemplateParams
+from gateway.schemas.tools import Function, ToolParams, known_tools
+from handlers.chat.types import ChatRequest
 from handlers.errors import InvalidRequest
 
-
-def _as_list(stop: object) -> object:
-    return [stop] if isinstance(stop, str) else stop
-
-
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-StopText = Annotated[str, Field(min_length=1, max_length=1024)]
-Stop = Annotated[list[StopText], FailFast(), Field(max_length=64), BeforeValidator(_as_list)]
 
 
-class StreamOptions(Wire):
-    include_usage: bool = False
-
-
-class ChatCompletionParams(Wire):
-    model: ModelName
+class ChatCompletionParams(GenerationParams, ToolParams, TemplateParams):
     messages: Annotated[list[Message], FailFast()]
     max_completion_tokens: Tokens | None = None
     max_tokens: Tokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
-    seed: Seed | None = None
-    stop: Stop = []
-    stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
-    service_tier: str = "auto"
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
 
     @classmethod
     def parse(cls, body: bytes, screen: Screen) -> Self:
         """Raises InvalidRequest, naming what is wrong."""
         fields = screen.sort(read_object(body), CHAT)
-        _sort_nested(fields, screen)
+        _sort_messages_and_tools(fields, screen)
+        sort_nested(fields, screen)
         params = cls.read(fields)
-        if "stream_options" in fields and not params.stream:
-            message = "'stream_options' is only allowed when 'stream' is true. Leave it out, or set 'stream' to true."
-            raise InvalidRequest(message, "stream_options", "invalid_value")
+        params._check()
         return params
 
-    @property
-    def served_tier(self) -> str:
-        return "flex" if self.service_tier == "flex" else "default"
+    def _check(self) -> None:
+        self.check_stream()
+        self.check_tools()
+        self.check_turns()
+        self.check_min_tokens(self._limit)
+        if self.top_logprobs and not self.logprobs:
+            message = "'top_logprobs' is only allowed when 'logprobs' is true. Leave it out, or set 'logprobs' to true."
+            raise InvalidRequest(message, "top_logprobs", "invalid_value")
 
-    def to_request(self) -> ChatRequest:
+    @property
+    def _limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    def to_request(self, cache_salt: str = "") -> ChatRequest:
+        """cache_salt: the caller's own, with who the caller is."""
         return ChatRequest(
-            messages=[{"role": message.role, "content": message.content} for message in self.messages],
-            max_tokens=self.max_completion_tokens or self.max_tokens,
-            sampling=Sampling(self.temperature, self.top_p, self.seed),
+            messages=inner_messages(self.messages),
+            max_tokens=self._limit,
+            sampling=self.sampling(self.top_logprobs if self.logprobs else None),
             stop=tuple(self.stop),
+            n=self.n,
+            output_format=self.output_format(),
+            tools=self.inner_tools(),
+            tool_choice=self.inner_choice(),
+            parallel_tool_calls=self.parallel_tool_calls and not self.as_function_call,
+            template_kwargs=self.template_kwargs(),
+            add_generation_prompt=self.opens_turn,
+            continue_final_message=self.continue_final_message,
+            cache_salt=cache_salt,
         )
 
 
-def _sort_nested(fields: dict[str, Any], screen: Screen) -> None:
+def _sort_messages_and_tools(fields: dict[str, Any], screen: Screen) -> None:
     if "messages" in fields:
         fields["messages"] = plain_messages(fields["messages"], screen)
-    if isinstance(options := fields.get("stream_options"), dict):
-        fields["stream_options"] = screen.sort(options, STREAM_OPTIONS, "stream_options.")
+    if "tools" in fields:
+        fields["tools"] = known_tools(fields["tools"], screen)
+    if "functions" in fields:
+        fields["functions"] = screen.known(fields["functions"], Function, "functions")

@@ -3,12 +3,13 @@
 import gc
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from functools import cache
+from typing import Annotated, Any, Self, get_args
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gateway.schemas.parameters import Parameter, Parameters, Verdict
+from gateway.schemas.verdicts import Parameter, Parameters, Verdict, supported
 from gateway.validation import from_validation_error
 from handlers.errors import InvalidRequest
 
@@ -99,6 +100,21 @@ class Screen:
                 raise _refusal(path + name, parameter)
         return used
 
+    def known(self, value: object, model: type[BaseModel], path: str) -> object:
+        """`value`, an object or a list of them, with only the fields of `model` that are not null, at every level.
+
+        What is no object stays as it is, for `model` to judge. path: where `value` stands, such as `tools`.
+        """
+        if isinstance(value, list):
+            return [self.known(item, model, f"{path}[{i}]") for i, item in enumerate(value)]
+        if not isinstance(value, dict):
+            return value
+        used = self.sort(value, _fields(model), f"{path}.")
+        for name, inner in _objects(model).items():
+            if name in used:
+                used[name] = self.known(used[name], inner, f"{path}.{name}")
+        return used
+
     def ignore(self, name: str) -> None:
         """Remember one, such as `messages[3].name`; its index is of no interest."""
         if len(self.ignored) < MAX_IGNORED:
@@ -116,6 +132,22 @@ class Screen:
             message = f"Unknown parameter: '{name[:64]}'. Leave it out; this server takes only the parameters it knows."
             raise InvalidRequest(message, name[:64], "unknown_parameter")
         self.ignore(name)
+
+
+@cache
+def _fields(model: type[BaseModel]) -> Parameters:
+    return {field.alias or name: supported("") for name, field in model.model_fields.items()}
+
+
+@cache
+def _objects(model: type[BaseModel]) -> Mapping[str, type[BaseModel]]:
+    """The fields of `model` that are objects themselves, perhaps optional or in a list."""
+    return {
+        field.alias or name: kind
+        for name, field in model.model_fields.items()
+        for kind in (field.annotation, *get_args(field.annotation))
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    }
 
 
 def header_safe(text: str) -> str:

@@ -1,94 +1,69 @@
-"""POST /v1/chat/completions: what is sent, whole or in chunks."""
+"""POST /v1/completions: what is taken."""
 
-import time
-from dataclasses import dataclass, field
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
-from secrets import token_hex
-from typing import Any
+from typing import Annotated, Self
 
-import orjson
+from pydantic import Field, PlainValidator
 
-from gateway.sse import frame
-from handlers.spec import ModelSpec
+from gateway.schemas.common import Screen, read_object
+from gateway.schemas.generation import MAX_CHOICES, Choices, GenerationParams, sort_nested
+from gateway.schemas.inputs import InputForms, Inputs
+from gateway.schemas.parameters import COMPLETIONS
+from handlers.chat.types import CompletionRequest
+from handlers.errors import InvalidRequest
 
-Usage = dict[str, Any]
-
-
-def _version() -> str:
-    try:
-        return version("openai-inference-gateway")
-    except PackageNotFoundError:
-        return "checkout"  # run without having been installed
+# Whether there is a token to begin an empty prompt with is for the model to say.
+_PROMPT = InputForms("prompt", max_items=MAX_CHOICES, empty_texts=True)
 
 
-VERSION = _version()
+class CompletionParams(GenerationParams):
+    prompt: Annotated[Inputs, PlainValidator(_PROMPT.read)]
+    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 16
+    best_of: Choices | None = None
+    echo: bool = False
+    suffix: str = ""
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
+    @classmethod
+    def parse(cls, body: bytes, screen: Screen) -> Self:
+        """Raises InvalidRequest, naming what is wrong."""
+        fields = screen.sort(read_object(body), COMPLETIONS)
+        sort_nested(fields, screen)
+        params = cls.read(fields)
+        params._check()
+        return params
 
-def fingerprint(spec: ModelSpec) -> str:
-    """The same for as long as neither the model nor this program changes, so that a `seed` means the same answer."""
-    return f"fp_{sha256(f'{VERSION} {spec}'.encode()).hexdigest()[:12]}"
+    def _check(self) -> None:
+        self.check_stream()
+        self.check_min_tokens(self.max_tokens)
+        self._check_choices()
+        if self.max_tokens == 0 and not self.echo:
+            message = "'max_tokens' may be 0 only when 'echo' is true. Send at least 1."
+            raise InvalidRequest(message, "max_tokens", "invalid_value")
 
+    def _check_choices(self) -> None:
+        made = self.best_of or self.n
+        if made < self.n:
+            message = f"'best_of' must be at least 'n', which is {self.n}. Raise it, or leave it out."
+            raise InvalidRequest(message, "best_of", "invalid_value")
+        if made > self.n and self.stream:
+            message = "'best_of' cannot be streamed: the best is known only at the end. Leave it out, or 'stream'."
+            raise InvalidRequest(message, "best_of", "invalid_value")
+        if made * len(self.prompt) > MAX_CHOICES:
+            param = "best_of" if self.best_of else "n"
+            message = f"{len(self.prompt)} prompts with {made} answers each are more than {MAX_CHOICES} answers."
+            raise InvalidRequest(f"{message} Send several requests.", param, "invalid_value")
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What a completion and every chunk of it carry alike. created: unix seconds."""
-
-    model: str
-    system_fingerprint: str
-    id: str = field(default_factory=lambda: f"chatcmpl-{token_hex(12)}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
-    }
-
-
-def completion(stamp: Stamp, text: str, finish_reason: str | None, usage: Usage, service_tier: str) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
-    return {
-        "id": stamp.id,
-        "object": "chat.completion",
-        "created": stamp.created,
-        "model": stamp.model,
-        "system_fingerprint": stamp.system_fingerprint,
-        "service_tier": service_tier,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}],
-        "usage": usage,
-    }
-
-
-class Chunks:
-    """Writes the events of one stream. All but the delta is encoded once: a token costs one small `orjson.dumps`."""
-
-    def __init__(self, stamp: Stamp, *, include_usage: bool) -> None:
-        head = {
-            "id": stamp.id,
-            "object": "chat.completion.chunk",
-            "created": stamp.created,
-            "model": stamp.model,
-            "system_fingerprint": stamp.system_fingerprint,
-        }
-        self._head = orjson.dumps(head)[:-1] + b',"choices":['
-        self._tail = b'}],"usage":null}' if include_usage else b"}]}"
-
-    def role(self) -> bytes:
-        return self._chunk(b'{"role":"assistant","content":"","refusal":null}')
-
-    def text(self, text: str) -> bytes:
-        return self._chunk(b'{"content":%b}' % orjson.dumps(text))
-
-    def finish(self, reason: str | None) -> bytes:
-        return self._chunk(b"{}", orjson.dumps(reason))
-
-    def usage(self, usage: Usage) -> bytes:
-        return frame(b'%b],"usage":%b}' % (self._head, orjson.dumps(usage)))
-
-    def _chunk(self, delta: bytes, finish_reason: bytes = b"null") -> bytes:
-        choice = b'{"index":0,"delta":%b,"logprobs":null,"finish_reason":%b' % (delta, finish_reason)
-        return frame(b"%b%b%b" % (self._head, choice, self._tail))
+    def to_request(self, cache_salt: str = "") -> CompletionRequest:
+        """cache_salt: the caller's own, with who the caller is."""
+        return CompletionRequest(
+            prompts=self.prompt,
+            max_tokens=self.max_tokens,
+            sampling=self.sampling(self.logprobs),
+            stop=tuple(self.stop),
+            n=self.n,
+            best_of=self.best_of if self.best_of != self.n else None,
+            echo=self.echo,
+            suffix=self.suffix or None,
+            output_format=self.output_format(),
+            cache_salt=cache_salt,
+        )

@@ -1,22 +1,47 @@
-"""The messages of a chat: many shapes on the wire, a role and a text inside."""
+"""The messages of a chat: many shapes on the wire; a role, a text and the calls of functions inside."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import FailFast, Field
 
 from gateway.schemas.common import Screen, Wire
 from gateway.schemas.parameters import CONTENT_PART, MESSAGE
+from gateway.schemas.tool_choice import custom_tool
 from handlers.errors import InvalidRequest
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 4096  # of all messages together
+MAX_CALLS = 128  # of one message
 
-_LATER_ROLES = frozenset({"tool", "function"})
 _OTHER_MEDIA = frozenset({"image_url", "input_audio", "file"})
 _PART_TEXT = {"text": "text", "refusal": "refusal"}
+_CALLER_ONLY = ("tool_calls", "function_call", "reasoning_content")
+
+
+class CalledFunction(Wire):
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: str
+
+
+class ToolCall(Wire):
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
 
 
 class Message(Wire):
-    role: Literal["developer", "system", "user", "assistant"]
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: str
+    name: Annotated[str, Field(max_length=256)] | None = None
+    reasoning_content: str | None = None
+    tool_calls: Annotated[list[ToolCall], FailFast(), Field(default_factory=list, max_length=MAX_CALLS)]
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    function_call: CalledFunction | None = None
+
+    def inner(self) -> dict[str, Any]:
+        """As the chat templates know it: only what there is."""
+        return {name: value for name, value in self.model_dump().items() if value is not None and value != []}
 
 
 def plain_messages(messages: object, screen: Screen) -> object:
@@ -44,8 +69,8 @@ def _check_part_count(messages: list[Any]) -> None:
 def _plain_message(message: object, path: str, screen: Screen) -> object:
     if not isinstance(message, dict):
         return message
-    _check_role(message.get("role"), path)
     fields = screen.sort(message, MESSAGE, f"{path}.")
+    _sort_calls(fields, path, screen)
     refusal = fields.pop("refusal", None)
     if isinstance(content := fields.get("content"), list):
         fields["content"] = _joined(content, f"{path}.content", screen)
@@ -57,10 +82,51 @@ def _plain_message(message: object, path: str, screen: Screen) -> object:
     return fields
 
 
-def _check_role(role: object, path: str) -> None:
-    if isinstance(role, str) and role in _LATER_ROLES:
-        message = f"Role '{role}' is not supported: tool calls are not available yet. Say it in a 'user' message."
-        raise InvalidRequest(message, f"{path}.role", "unsupported_value")
+def _sort_calls(fields: dict[str, Any], path: str, screen: Screen) -> None:
+    """Bring what belongs to calls into the newer names, and refuse it where it has no place."""
+    reasoning = fields.pop("reasoning", None)
+    if reasoning is not None:
+        fields.setdefault("reasoning_content", reasoning)
+    role = fields.get("role")
+    for name in _CALLER_ONLY:
+        if role != "assistant" and fields.get(name):
+            message = f"'{path}.{name}' belongs in a message of role 'assistant'. Leave it out, or change the role."
+            raise InvalidRequest(message, f"{path}.{name}", "invalid_value")
+    if role == "tool" and "tool_call_id" not in fields:
+        message = f"Missing required parameter: '{path}.tool_call_id', the id of the call that this message answers."
+        raise InvalidRequest(message, f"{path}.tool_call_id", "missing_required_parameter")
+    if role == "function" and "name" not in fields:
+        message = f"Missing required parameter: '{path}.name', the function that this message answers for."
+        raise InvalidRequest(message, f"{path}.name", "missing_required_parameter")
+    if "tool_calls" in fields:
+        fields["tool_calls"] = _known_calls(fields["tool_calls"], f"{path}.tool_calls", screen)
+    if "function_call" in fields:
+        fields["function_call"] = screen.known(fields["function_call"], CalledFunction, f"{path}.function_call")
+
+
+def _known_calls(calls: object, path: str, screen: Screen) -> object:
+    for i, call in enumerate(calls if isinstance(calls, list) else ()):
+        if isinstance(call, dict) and call.get("type") == "custom":
+            raise custom_tool(f"{path}[{i}].type")
+    return screen.known(calls, ToolCall, path)
+
+
+def inner_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """What the chat templates know: role, content and, where there are any, calls with the messages that answer them.
+
+    The older `function_call` and role `function` become `tool_calls` and role `tool`, under ids of their own.
+    """
+    last_call = ""
+    inner = []
+    for i, message in enumerate(messages):
+        fields = message.inner()
+        if (call := fields.pop("function_call", None)) is not None:
+            last_call = f"call_{i}"
+            fields.setdefault("tool_calls", []).append({"id": last_call, "type": "function", "function": call})
+        if message.role == "function":
+            fields |= {"role": "tool", "tool_call_id": last_call or f"call_{i}"}
+        inner.append(fields)
+    return inner
 
 
 def _joined(parts: list[Any], path: str, screen: Screen) -> str:

@@ -4,181 +4,200 @@ the 400s that name a parameter, and the tables in docs/api.md.
 The rule: what would silently change the meaning of the answer is refused; hints, billing and telemetry are ignored.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from gateway.schemas.verdicts import Parameters, extensions, ignored, refused, supported
 
+_MODEL = supported("A model id or alias from `GET /v1/models`.")
+_ONE_SAMPLER = "Answers are sampled with `temperature`, `top_p`, `top_k` and `min_p`."
+_ONE_FORMAT = "Not with another format."
 
-class Verdict(StrEnum):
-    SUPPORTED = "supported"
-    IGNORED = "ignored"
-    REFUSED = "refused"
+_TIER = supported("`flex` lets interactive requests go first; any other tier is served as `default`.")
 
+_SAMPLING: Parameters = {
+    "temperature": supported("0 to 2, default 1; 0 is greedy."),
+    "top_p": supported("0 to 1, default 1; 0 takes the likeliest token."),
+    "seed": supported("A 64-bit integer. Every request draws from its own generator, also within a batch."),
+    "frequency_penalty": supported("-2 to 2, default 0; counts the tokens of the answer, not of the prompt."),
+    "presence_penalty": supported("-2 to 2, default 0; counts the tokens of the answer, not of the prompt."),
+    "logit_bias": supported("Up to 1024 token ids of the served model, each with -100 to 100."),
+    "stop": supported("One text or up to 64, of 1 to 1024 characters each; the answer ends before it."),
+    "stream": supported("Server-sent events."),
+    "stream_options": supported("Only with `stream`; see below."),
+}
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """note: a short sentence; of a refused parameter, why it is refused or what to use instead.
+_HINTS: Parameters = {
+    "store": ignored("Nothing is stored."),
+    "metadata": ignored("Belongs to stored completions."),
+    "prompt_cache_key": ignored("A caching hint."),
+    "prompt_cache_options": ignored("A caching hint."),
+    "prompt_cache_retention": ignored("A caching hint."),
+    "safety_identifier": ignored("For the provider's abuse checks."),
+    "user": ignored("For the provider's abuse checks."),
+}
 
-    allowed: values of a refused parameter that ask for nothing special, and so are taken.
-    """
-
-    verdict: Verdict
-    note: str
-    allowed: tuple[Any, ...] = ()
-
-    def allows(self, value: object) -> bool:
-        """Whether a refused parameter may have this value. True is not 1 here, although Python says so."""
-        return any(
-            value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in self.allowed
-        )
-
-
-Parameters = Mapping[str, Parameter]
-
-
-def _supported(note: str) -> Parameter:
-    return Parameter(Verdict.SUPPORTED, note)
-
-
-def _ignored(note: str) -> Parameter:
-    return Parameter(Verdict.IGNORED, note)
-
-
-def _refused(note: str, *allowed: object) -> Parameter:
-    return Parameter(Verdict.REFUSED, note, allowed)
-
-
-_MODEL = _supported("A model id or alias from `GET /v1/models`.")
-_NO_TOOLS = "Tool calls are not available yet."
-_ONE_SAMPLER = "Sampling is shaped by `temperature`, `top_p` and `seed` only."
-_NO_GRAMMAR = "Constrained output is not available yet."
+_EXTENSIONS: Parameters = {
+    "top_k": supported("Only the so many likeliest tokens; 0 and -1 are off."),
+    "min_p": supported("0 to 1, default 0: the least share of the likeliest token's probability."),
+    "repetition_penalty": supported("0.01 to 10, default 1; counts the tokens of the prompt too."),
+    "min_tokens": supported("So many tokens at least; default 0."),
+    "ignore_eos": supported("`true`: only `max_tokens` and the stops end an answer."),
+    "stop_token_ids": supported("Up to 64 token ids of the served model that end an answer."),
+    "cache_salt": supported("1 to 256 characters: cached prefixes are shared only under the same salt."),
+    "priority": supported("An integer; above 0 it means what `service_tier` `flex` means."),
+    "guided_json": supported(f"A JSON schema, as an object or a text. {_ONE_FORMAT}"),
+    "guided_regex": supported(f"A regular expression of up to 8192 characters. {_ONE_FORMAT}"),
+    "guided_choice": supported(f"Up to 1024 texts. {_ONE_FORMAT}"),
+    "guided_grammar": supported(f"A grammar in Lark's form, up to 65536 characters. {_ONE_FORMAT}"),
+    "structured_outputs": supported(f"The newer form of `guided_…`; see below. {_ONE_FORMAT}"),
+    "typical_p": refused(_ONE_SAMPLER, 1),
+    "length_penalty": refused(_ONE_SAMPLER, 1),
+    "use_beam_search": refused(_ONE_SAMPLER, False),
+    "truncate_prompt_tokens": refused("A prompt that does not fit is refused, never cut."),
+}
 
 CHAT: Parameters = {
-    "messages": _supported("1 to 2048 messages; see below."),
+    "messages": supported("1 to 2048 messages; see below."),
     "model": _MODEL,
-    "max_completion_tokens": _supported("At least 1. Without it, as many as the context has room for."),
-    "max_tokens": _supported("The older name; `max_completion_tokens` wins when both are sent."),
-    "temperature": _supported("0 to 2, default 1; 0 is greedy."),
-    "top_p": _supported("0 to 1, default 1; 0 takes the likeliest token."),
-    "seed": _supported("A 64-bit integer. Every request draws from its own generator, also within a batch."),
-    "stop": _supported("One text or up to 64, of 1 to 1024 characters each; the answer ends before it."),
-    "stream": _supported("Server-sent events."),
-    "stream_options": _supported("Only with `stream`; see below."),
-    "service_tier": _supported("`flex` lets interactive requests go first; any other tier is served as `default`."),
-    "n": _refused("One answer a request; send several requests, they are batched.", 1),
-    "tools": _refused(_NO_TOOLS, []),
-    "tool_choice": _refused(_NO_TOOLS, "none", "auto"),
-    "functions": _refused(_NO_TOOLS, []),
-    "function_call": _refused(_NO_TOOLS, "none", "auto"),
-    "response_format": _refused(_NO_GRAMMAR, {"type": "text"}),
-    "logprobs": _refused("Log probabilities are not available yet.", False),
-    "top_logprobs": _refused("Log probabilities are not available yet.", 0),
-    "frequency_penalty": _refused("Penalties are not available yet.", 0),
-    "presence_penalty": _refused("Penalties are not available yet.", 0),
-    "logit_bias": _refused("Token biases are not available yet.", {}),
-    "modalities": _refused("Answers are text; use `/v1/audio/speech` to have them spoken.", ["text"]),
-    "audio": _refused("Answers are text; use `/v1/audio/speech` to have them spoken."),
-    "moderation": _refused("There is no moderation model, and a safety check must not be faked."),
-    "web_search_options": _refused("There is no web search."),
-    "parallel_tool_calls": _ignored("Has a meaning only with `tools`."),
-    "reasoning_effort": _ignored("The models have no such switch."),
-    "verbosity": _ignored("A hint."),
-    "prediction": _ignored("A hint that would only save time."),
-    "store": _ignored("Nothing is stored."),
-    "metadata": _ignored("Belongs to stored completions."),
-    "prompt_cache_key": _ignored("A caching hint."),
-    "prompt_cache_options": _ignored("A caching hint."),
-    "prompt_cache_retention": _ignored("A caching hint."),
-    "safety_identifier": _ignored("For the provider's abuse checks."),
-    "user": _ignored("For the provider's abuse checks."),
-    "cache_salt": _ignored("Extension; a caching hint."),
-    "priority": _ignored("Extension; use `service_tier`."),
-    "top_k": _refused(f"Extension. {_ONE_SAMPLER}", 0, -1),
-    "min_p": _refused(f"Extension. {_ONE_SAMPLER}", 0),
-    "typical_p": _refused(f"Extension. {_ONE_SAMPLER}", 1),
-    "repetition_penalty": _refused(f"Extension. {_ONE_SAMPLER}", 1),
-    "length_penalty": _refused(f"Extension. {_ONE_SAMPLER}", 1),
-    "use_beam_search": _refused(f"Extension. {_ONE_SAMPLER}", False),
-    "best_of": _refused("Extension. One answer a request.", 1),
-    "min_tokens": _refused("Extension. An answer ends where the model ends it.", 0),
-    "ignore_eos": _refused("Extension. An answer ends where the model ends it.", False),
-    "stop_token_ids": _refused("Extension. Send the texts in `stop`.", []),
-    "chat_template_kwargs": _refused("Extension. The model's chat template is used as it is.", {}),
-    "add_generation_prompt": _refused("Extension. An assistant turn is always opened.", True),
-    "continue_final_message": _refused("Extension. A new assistant turn is always opened.", False),
-    "echo": _refused("Extension. The prompt is not repeated.", False),
-    "truncate_prompt_tokens": _refused("Extension. A prompt that does not fit is refused, never cut."),
-    "structured_outputs": _refused(f"Extension. {_NO_GRAMMAR}"),
-    "guided_json": _refused(f"Extension. {_NO_GRAMMAR}"),
-    "guided_regex": _refused(f"Extension. {_NO_GRAMMAR}"),
-    "guided_choice": _refused(f"Extension. {_NO_GRAMMAR}"),
-    "guided_grammar": _refused(f"Extension. {_NO_GRAMMAR}"),
+    "max_completion_tokens": supported("At least 1. Without it, as many as the context has room for."),
+    "max_tokens": supported("The older name; `max_completion_tokens` wins when both are sent."),
+    **_SAMPLING,
+    "service_tier": _TIER,
+    "n": supported("1 to 128 answers, default 1; they share the reading of the messages."),
+    "logprobs": supported(
+        "Log probabilities of the answer's tokens: the model's own, before temperature and penalties."
+    ),
+    "top_logprobs": supported("0 to 20; above 0 only with `logprobs`."),
+    "tools": supported("Up to 128 functions, with names of 1 to 64 of `a-z A-Z 0-9 _ -`. `custom` tools are refused."),
+    "tool_choice": supported("`none`, `auto` (default), `required`, a function, or `allowed_tools`."),
+    "parallel_tool_calls": supported("Default `true`; `false` ends an answer with its first call."),
+    "functions": supported("The older form of `tools`; calls then come as `function_call`."),
+    "function_call": supported("The older form of `tool_choice`: `none`, `auto` or `{name}`."),
+    "response_format": supported(
+        "`text`, `json_object` or `json_schema`, which always holds to the letter; see below."
+    ),
+    "reasoning_effort": supported("For templates with a switch: `none` turns thinking off, any other effort on."),
+    "modalities": refused("Answers are text; use `/v1/audio/speech` to have them spoken.", ["text"]),
+    "audio": refused("Answers are text; use `/v1/audio/speech` to have them spoken."),
+    "moderation": refused("There is no moderation model, and a safety check must not be faked."),
+    "web_search_options": refused("There is no web search."),
+    "verbosity": ignored("A hint."),
+    "prediction": ignored("A hint that would only save time."),
+    **_HINTS,
+    **extensions(
+        {
+            **_EXTENSIONS,
+            "chat_template_kwargs": supported("Up to 64 variables for the model's chat template."),
+            "add_generation_prompt": supported("Default `true`, which opens an assistant turn."),
+            "continue_final_message": supported("`true`: the answer goes on where the last message ends."),
+            "chat_template": refused("A template is code; the model's own is used, with `chat_template_kwargs`."),
+            "best_of": refused("Every answer is returned; ask for several with `n`.", 1),
+            "echo": refused("The prompt is not repeated; `/v1/completions` can do that.", False),
+        }
+    ),
+}
+
+COMPLETIONS: Parameters = {
+    "prompt": supported("A text, a list of texts, a list of token ids, or a list of those; at most 128 prompts."),
+    "model": _MODEL,
+    "max_tokens": supported("At least 1, default 16; with `echo` it may be 0."),
+    **_SAMPLING,
+    "n": supported("1 to 128 answers a prompt, default 1; 128 a request at most."),
+    "best_of": supported("At least `n`: so many are made, the `n` likeliest returned. Not with `stream`."),
+    "echo": supported("`true`: the prompt comes first, also with its log probabilities."),
+    "suffix": supported("What follows the gap, for models trained to fill one."),
+    "logprobs": supported("0 to 5: the likeliest tokens at each place; 0 gives the chosen ones only."),
+    **_HINTS,
+    **extensions(
+        {
+            "service_tier": _TIER,
+            "response_format": supported("As in a [chat](#chat)."),
+            **_EXTENSIONS,
+        }
+    ),
 }
 
 MESSAGE: Parameters = {
-    "role": _supported("`developer`, `system`, `user` or `assistant`."),
-    "content": _supported("A text, or `text` parts, which are joined by a newline. May be null for an assistant."),
-    "refusal": _supported("Of an assistant without content: taken as what it said."),
-    "name": _ignored("The chat templates know roles, not names."),
-    "annotations": _ignored("Part of an earlier answer, of no use as input."),
-    "tool_calls": _refused(_NO_TOOLS, []),
-    "tool_call_id": _refused(_NO_TOOLS),
-    "function_call": _refused(_NO_TOOLS),
-    "audio": _refused("Messages are text; send what was said as `content`."),
+    "role": supported("`developer`, `system`, `user`, `assistant`, `tool`, or the older `function`."),
+    "content": supported("A text, or `text` parts, which are joined by a newline. May be null for an assistant."),
+    "refusal": supported("Of an assistant without content: taken as what it said."),
+    "name": supported("Handed to the model's chat template."),
+    "tool_calls": supported("Of an assistant: up to 128 function calls, with their ids."),
+    "tool_call_id": supported("Of a `tool` message: which call it answers."),
+    "function_call": supported("The older form of `tool_calls`."),
+    "annotations": ignored("Part of an earlier answer, of no use as input."),
+    "audio": refused("Messages are text; send what was said as `content`."),
+    **extensions(
+        {
+            "reasoning_content": supported("Of an assistant: what it thought, for templates that show it again."),
+            "reasoning": supported("Another server's name for `reasoning_content`."),
+        }
+    ),
+}
+
+STRUCTURED_OUTPUTS: Parameters = {
+    "json": supported("As `guided_json`."),
+    "regex": supported("As `guided_regex`."),
+    "choice": supported("As `guided_choice`."),
+    "grammar": supported("As `guided_grammar`."),
+    "json_object": supported("`true`: any JSON object."),
+    "structural_tag": refused("Only one format for the whole answer is taken."),
+    "whitespace_pattern": refused("White space in JSON is left to the model."),
 }
 
 CONTENT_PART: Parameters = {
-    "type": _supported("`text`, or `refusal` in an assistant's message."),
-    "text": _supported("The text of a `text` part."),
-    "refusal": _supported("The text of a `refusal` part."),
-    "prompt_cache_breakpoint": _ignored("A caching hint."),
+    "type": supported("`text`, or `refusal` in an assistant's message."),
+    "text": supported("The text of a `text` part."),
+    "refusal": supported("The text of a `refusal` part."),
+    "prompt_cache_breakpoint": ignored("A caching hint."),
 }
 
 STREAM_OPTIONS: Parameters = {
-    "include_usage": _supported("A last chunk with `usage`; the other chunks then have `usage: null`."),
-    "include_obfuscation": _ignored("Chunks are never padded."),
+    "include_usage": supported("A last chunk with `usage`; the other chunks then have `usage: null`."),
+    "include_obfuscation": ignored("Chunks are never padded."),
 }
 
 EMBEDDINGS: Parameters = {
-    "input": _supported(
+    "input": supported(
         "A text, a list of texts, a list of token ids, or a list of those; 1 to 2048 items, none empty."
     ),
     "model": _MODEL,
-    "encoding_format": _supported("`float` (default) or `base64`: little-endian float32."),
-    "dimensions": _supported("For models trained to be shortened; refused for the others."),
-    "user": _ignored("For the provider's abuse checks."),
-    "truncate_prompt_tokens": _refused("Extension. An input that does not fit is refused, never cut."),
-    "truncate": _refused("Extension. An input that does not fit is refused, never cut.", False),
-    "input_type": _refused("Extension. Put the model's own prefix into the text."),
-    "task": _refused("Extension. Put the model's own prefix into the text."),
-    "prompt_name": _refused("Extension. Put the model's own prefix into the text."),
-    "normalize": _refused("Extension. Vectors come as the model's own configuration says."),
+    "encoding_format": supported("`float` (default) or `base64`: little-endian float32."),
+    "dimensions": supported("For models trained to be shortened; refused for the others."),
+    "user": ignored("For the provider's abuse checks."),
+    **extensions(
+        {
+            "truncate_prompt_tokens": refused("An input that does not fit is refused, never cut."),
+            "truncate": refused("An input that does not fit is refused, never cut.", False),
+            "input_type": refused("Put the model's own prefix into the text."),
+            "task": refused("Put the model's own prefix into the text."),
+            "prompt_name": refused("Put the model's own prefix into the text."),
+            "normalize": refused("Vectors come as the model's own configuration says."),
+        }
+    ),
 }
 
 TRANSCRIPTION: Parameters = {
-    "file": _supported("The audio, as a file part: wav, mp3, flac, ogg, m4a, mp4 or webm."),
+    "file": supported("The audio, as a file part: wav, mp3, flac, ogg, m4a, mp4 or webm."),
     "model": _MODEL,
-    "language": _supported("An ISO-639-1 code such as `en`; without it the language is detected."),
-    "prompt": _supported("Earlier text, or names and words that occur."),
-    "response_format": _supported("`json` (default) or `text`."),
-    "temperature": _supported("0 to 1, default 0: greedy, and warmer only where that fails."),
-    "stream": _refused("Transcripts come in one piece.", "false", "False", "0"),
-    "include": _refused("Log probabilities are not available yet."),
-    "timestamp_granularities": _refused("Timestamps are not available yet."),
-    "chunking_strategy": _refused("The audio is cut automatically.", "auto"),
-    "keywords": _refused("Put the words into `prompt`."),
-    "languages": _refused("Send one `language`, or none to have it detected."),
-    "known_speaker_names": _refused("Speakers are not told apart."),
-    "known_speaker_references": _refused("Speakers are not told apart."),
+    "language": supported("An ISO-639-1 code such as `en`; without it the language is detected."),
+    "prompt": supported("Earlier text, or names and words that occur."),
+    "response_format": supported("`json` (default) or `text`."),
+    "temperature": supported("0 to 1, default 0: greedy, and warmer only where that fails."),
+    "stream": refused("Transcripts come in one piece.", "false", "False", "0"),
+    "include": refused("Log probabilities are not available yet."),
+    "timestamp_granularities": refused("Timestamps are not available yet."),
+    "chunking_strategy": refused("The audio is cut automatically.", "auto"),
+    "keywords": refused("Put the words into `prompt`."),
+    "languages": refused("Send one `language`, or none to have it detected."),
+    "known_speaker_names": refused("Speakers are not told apart."),
+    "known_speaker_references": refused("Speakers are not told apart."),
 }
 
 SPEECH: Parameters = {
-    "input": _supported("The text to speak, 1 to 4096 characters."),
+    "input": supported("The text to speak, 1 to 4096 characters."),
     "model": _MODEL,
-    "voice": _supported("A name from `GET /v1/audio/voices`, or `{id}` with one."),
-    "response_format": _supported("`mp3` (default), `opus`, `aac`, `flac`, `wav` or `pcm`."),
-    "speed": _supported("0.25 to 4, default 1."),
-    "instructions": _ignored("The models have one style."),
-    "stream_format": _refused("The audio comes in one piece.", "audio"),
+    "voice": supported("A name from `GET /v1/audio/voices`, or `{id}` with one."),
+    "response_format": supported("`mp3` (default), `opus`, `aac`, `flac`, `wav` or `pcm`."),
+    "speed": supported("0.25 to 4, default 1."),
+    "instructions": ignored("The models have one style."),
+    "stream_format": refused("The audio comes in one piece.", "audio"),
 }

@@ -1,135 +1,313 @@
-"""One step of generation with transformers: any causal language model that has a standard cache."""
+"""One step of generation: running answers get a token each, waiting prompts are computed in chunks, all in one pass."""
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from transformers import PreTrainedModel
 
 from batching.errors import EngineFailed
 from batching.generation import Joining, StepOutput
-from handlers.chat.kv_cache import BatchCache
-from handlers.chat.sampling import sample
+from handlers.chat.budget import PrefillBudget, allot
+from handlers.chat.constraints import ConstraintError, Grammar
+from handlers.chat.kv_cache import KVCache
+from handlers.chat.packed import Chunk, DecodeGroup, PackedBatch, PackedModel, padding_mask
+from handlers.chat.prefix_cache import PrefixCache
+from handlers.chat.sampling import Choice, History, choice, sample
 from handlers.chat.types import Sampling
-
-logger = logging.getLogger(__name__)
-
-_TRIM_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """token_ids: the rendered conversation. max_tokens: how many may be generated at most."""
+    """What is generated from. Requests whose `token_ids` are the same object share one computation of it.
+
+    max_tokens: how many may be generated at most. prompt_logprobs: None, or how many of the likeliest tokens are wanted
+    at each place of the prompt itself.
+    """
 
     token_ids: Sequence[int]
     max_tokens: int
     sampling: Sampling
+    grammar: Grammar | None = None
+    cache_salt: str = ""
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A token of the answer. With the first one: how much of the prompt was cached, and the prompt's own tokens."""
+
+    choice: Choice
+    cached_tokens: int = 0
+    prompt: Sequence[Choice] = ()
 
 
 @dataclass(slots=True)
 class _Row:
-    """A running request. length: tokens in the cache; generated: tokens given out; last: the one not in the cache."""
+    """A request. length: tokens in the cache, of which the last one generated is not yet one."""
 
     id: int
     prompt: Prompt
-    length: int
-    generated: int
-    last: int
+    history: History
+    length: int = 0
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [*self.prompt.token_ids, *self.history.generated]
 
 
-class TransformersEngine:
-    """Keeps the running rows and their cache; lives in the worker thread."""
+@dataclass(slots=True)
+class _Prefill:
+    """Tokens that are being computed, and the rows that wait for them: several, if they share the prompt.
 
-    def __init__(self, model: PreTrainedModel, eos_token_ids: Sequence[int]) -> None:
+    states: [2, layers, heads, tokens, head_dim]. done: tokens computed. cached: how many of them were at hand,
+    as a fresh row is to be told; a preempted one was told before.
+    """
+
+    rows: list[_Row]
+    token_ids: list[int]
+    states: torch.Tensor
+    cached: int
+    done: int
+    logprobs: list[Choice] = field(default_factory=list)
+
+    @property
+    def remaining(self) -> int:
+        return len(self.token_ids) - self.done
+
+    @property
+    def wants_all_logits(self) -> bool:
+        """A preempted row has told about its prompt before."""
+        return self.rows[0].prompt.prompt_logprobs is not None and not self.rows[0].history.generated
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A chunk of a prefill within a step. logits: how many of the step's logits are its own."""
+
+    prefill: _Prefill
+    tokens: int
+    logits: int
+
+
+class StepwiseEngine:
+    """Keeps the rows and their caches; lives in the worker thread. See batching.generation.StepEngine.
+
+    prefix_cache_bytes: memory for prompts that may come again; 0 switches that off. clock: seconds.
+    """
+
+    def __init__(
+        self,
+        model: PackedModel,
+        eos_token_ids: Sequence[int],
+        *,
+        prefix_cache_bytes: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._model = model
         self._eos = frozenset(eos_token_ids)
-        self._layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        self._clock = clock
+        self._budget = PrefillBudget()
+        self._prefixes = PrefixCache(prefix_cache_bytes)
         self.reset()
 
     @property
-    def columns(self) -> int:
-        """Tokens of the longest row, as the cache is laid out."""
-        return self._cache.get_seq_length()
+    def cache_bytes(self) -> int:
+        """Memory of the running rows."""
+        return self._cache.bytes + sum(prefill.states.nbytes for prefill in self._prefills)
 
     def reset(self) -> None:
-        """Drop every row and its cache."""
-        self._rows: list[_Row] = []
-        self._cache = BatchCache(self._layers)
+        """Drop every row and its cache, and what was kept for later."""
+        self._rows: dict[int, _Row] = {}
+        self._prefills: list[_Prefill] = []
+        self._cache = KVCache(self._model.kv_shape)
+        self._prefixes.clear()
 
     @torch.inference_mode()
-    def step(self, joining: Sequence[Joining[Prompt, int]], leaving: Sequence[int]) -> Sequence[StepOutput[int]]:
-        """One more token for every row; the joining ones get their first from the prefill."""
-        self._drop(set(leaving))
-        outputs = self._decode() if self._rows else []
-        for entry in joining:
-            outputs.append(self._prefill(entry))
-        self._drop({output.id for output in outputs if output.finish_reason or output.error})
-        return outputs
+    def step(
+        self, joining: Sequence[Joining[Prompt, Generated]], leaving: Sequence[int]
+    ) -> Sequence[StepOutput[Generated]]:
+        """A token for every row whose prompt is computed; a row whose prompt is not gets nothing yet."""
+        for id in leaving:
+            self._leave(id)
+        refused = [output for entry in joining if (output := self._join(entry)) is not None]
+        if not self._rows and not self._prefills:
+            return refused
+        started = self._clock()
+        decoding = list(self._decoding())
+        runs = self._runs(len(decoding))
+        logits = self._model.forward(self._pack(decoding, runs))
+        outputs = self._outputs(decoding, runs, logits)
+        self._budget.record(len(decoding), sum(run.tokens for run in runs), self._clock() - started)
+        return refused + outputs
 
-    def _decode(self) -> list[StepOutput[int]]:
-        device = self._model.device
-        length = self.columns
-        lengths = torch.tensor([row.length for row in self._rows], device=device)
-        logits = self._model(
-            input_ids=torch.tensor([[row.last] for row in self._rows], device=device),
-            position_ids=lengths[:, None],
-            attention_mask=_padding_mask(length, lengths),
-            past_key_values=self._cache,
-            use_cache=True,
-        ).logits[:, -1]
-        for row in self._rows:
-            row.length += 1
-        return self._sample(self._rows, logits)
+    # Rows
 
-    def _prefill(self, entry: Joining[Prompt, int]) -> StepOutput[int]:
-        tokens = [*entry.prompt.token_ids, *entry.generated]
-        cache = BatchCache(self._layers)
-        logits = self._model(
-            input_ids=torch.tensor([tokens], device=self._model.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        row = _Row(entry.id, entry.prompt, len(tokens), len(entry.generated), last=-1)
-        self._cache.insert(cache)
-        self._rows.append(row)
-        return self._sample([row], logits)[0]
-
-    def _sample(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[StepOutput[int]]:
-        tokens = sample(logits, [row.prompt.sampling for row in rows], [row.generated for row in rows])
-        return [self._take(row, token) for row, token in zip(rows, tokens, strict=True)]
-
-    def _take(self, row: _Row, token: int | None) -> StepOutput[int]:
-        if token is None:
-            return StepOutput(row.id, error=EngineFailed("the model's output was not a number"))
-        row.last = token
-        row.generated += 1
-        if token in self._eos:
-            return StepOutput(row.id, token, "stop")
-        return StepOutput(row.id, token, "length" if row.generated >= row.prompt.max_tokens else None)
-
-    def _drop(self, ids: set[int]) -> None:
-        kept = [i for i, row in enumerate(self._rows) if row.id not in ids]
-        if len(kept) == len(self._rows):
-            return
-        if not kept:
-            self.reset()
-            return
-        self._rows = [self._rows[i] for i in kept]
-        self._cache.keep(kept)
-        self._trim()
-
-    def _trim(self) -> None:
-        """Cut padding that every row has, once it is worth the copy."""
-        padding = self.columns - max(row.length for row in self._rows)
-        if padding * _TRIM_SHARE > self.columns:
-            self._cache.trim(padding)
-
-
-def _padding_mask(length: int, lengths: torch.Tensor) -> torch.Tensor | None:
-    """[rows, length + 1], 1 where a row has a token. None when no row is padded: attention is cheaper without."""
-    if int(lengths.min()) == length:
+    def _join(self, entry: Joining[Prompt, Generated]) -> StepOutput[Generated] | None:
+        """Its error, if its grammar cannot even begin, or not go on where it was."""
+        try:
+            row = self._new_row(entry)
+        except ConstraintError as error:
+            return StepOutput(entry.id, error=error)
+        for prefill in self._prefills:
+            first = prefill.rows[0]
+            if first.prompt.token_ids is row.prompt.token_ids and not (
+                first.history.generated or row.history.generated
+            ):
+                prefill.rows.append(row)
+                return None
+        self._prefills.append(self._new_prefill(row))
         return None
-    columns = torch.arange(length + 1, device=lengths.device)
-    return (columns >= length - lengths[:, None]).long()
+
+    def _new_row(self, entry: Joining[Prompt, Generated]) -> _Row:
+        prompt = entry.prompt
+        constraint = None if prompt.grammar is None else prompt.grammar.start()
+        history = History(prompt.sampling, prompt.token_ids, self._eos, constraint)
+        for generated in entry.generated:  # it was preempted, and goes on where it was
+            history.add(generated.choice.token)
+        return _Row(entry.id, prompt, history)
+
+    def _new_prefill(self, row: _Row) -> _Prefill:
+        token_ids = row.token_ids
+        states = self._model.kv_shape.empty(1, len(token_ids))[:, :, 0]
+        prefill = _Prefill([row], token_ids, states, cached=0, done=0)
+        blocks = [] if prefill.wants_all_logits else self._prefixes.match(token_ids, row.prompt.cache_salt)
+        for block in blocks:
+            states[:, :, :, prefill.done : prefill.done + block.shape[3]] = block
+            prefill.done += block.shape[3]
+        prefill.cached = 0 if row.history.generated else prefill.done
+        return prefill
+
+    def _leave(self, id: int) -> None:
+        """Forget a row that is not wanted any more; what was computed for it may be of use to the next one."""
+        for prefill in self._prefills:
+            prefill.rows = [row for row in prefill.rows if row.id != id]
+        self._prefills = [prefill for prefill in self._prefills if prefill.rows]
+        if (row := self._rows.get(id)) is not None:
+            self._keep_prefix(row)
+            self._drop(id)
+
+    def _drop(self, id: int) -> None:
+        self._cache.remove(id)
+        self._rows.pop(id, None)
+
+    def _keep_prefix(self, row: _Row) -> None:
+        states = self._cache.states(row.id, row.length)
+        self._prefixes.insert(row.token_ids[: row.length], row.prompt.cache_salt, states)
+
+    # A step
+
+    def _decoding(self) -> Iterator[_Row]:
+        """The rows that generate, in the order of the buckets, each with room for one more token."""
+        for row in self._rows.values():
+            self._cache.reserve(row.id, row.length)
+        for bucket in self._cache:
+            for id in bucket.owners:
+                yield self._rows[id]
+
+    def _runs(self, decoding: int) -> list[_Run]:
+        budget = self._budget.tokens(decoding)
+        shares = allot([prefill.remaining for prefill in self._prefills], budget)
+        return [_run(prefill, share) for prefill, share in zip(self._prefills, shares, strict=True) if share]
+
+    def _pack(self, decoding: Sequence[_Row], runs: Sequence[_Run]) -> PackedBatch:
+        token_ids = [row.history.generated[-1] for row in decoding]
+        positions = [row.length for row in decoding]
+        logits_at = list(range(len(decoding)))
+        chunks = []
+        for run in runs:
+            prefill, start = run.prefill, len(token_ids)
+            stop = prefill.done + run.tokens
+            token_ids += prefill.token_ids[prefill.done : stop]
+            positions += range(prefill.done, stop)
+            chunks.append(Chunk(prefill.states, start, len(token_ids), prefill.done))
+            logits_at += range(len(token_ids) - run.logits, len(token_ids))
+        return PackedBatch(
+            self._tensor(token_ids), self._tensor(positions), self._tensor(logits_at), self._groups(), chunks
+        )
+
+    def _groups(self) -> list[DecodeGroup]:
+        groups = []
+        start = 0
+        for bucket in self._cache:
+            lengths = [self._rows[id].length for id in bucket.owners]
+            columns = max(lengths) + 1
+            lengths_tensor = self._tensor(lengths)
+            mask = padding_mask(lengths_tensor, columns, bucket.slab.dtype)
+            slots = torch.arange(len(bucket), device=self._model.device)
+            groups.append(DecodeGroup(bucket, start, lengths_tensor, columns, slots, mask))
+            start += len(bucket)
+        return groups
+
+    def _outputs(
+        self, decoding: Sequence[_Row], runs: Sequence[_Run], logits: torch.Tensor
+    ) -> list[StepOutput[Generated]]:
+        for row in decoding:
+            row.length += 1
+        rows, wanted, firsts = list(decoding), list(range(len(decoding))), {}
+        at = len(decoding)
+        for run in runs:
+            self._advance(run, logits[at : at + run.logits])
+            at += run.logits
+            if run.prefill.remaining:
+                continue
+            self._prefills.remove(run.prefill)
+            for row in run.prefill.rows:
+                self._start(row, run.prefill)
+                rows.append(row)
+                wanted.append(at - 1)
+                firsts[row.id] = run.prefill
+        if not rows:
+            return []
+        choices = sample(logits[wanted], [row.history for row in rows])
+        return [self._take(row, chosen, firsts.get(row.id)) for row, chosen in zip(rows, choices, strict=True)]
+
+    def _advance(self, run: _Run, logits: torch.Tensor) -> None:
+        prefill = run.prefill
+        prefill.done += run.tokens
+        if prefill.wants_all_logits:
+            if not prefill.logprobs:
+                prefill.logprobs.append(Choice(prefill.token_ids[0]))  # nothing came before it
+            following = prefill.token_ids[prefill.done - run.tokens + 1 : prefill.done + 1]
+            wanted = prefill.rows[0].prompt.prompt_logprobs
+            prefill.logprobs += [choice(logits[i].float(), token, wanted) for i, token in enumerate(following)]
+
+    def _start(self, row: _Row, prefill: _Prefill) -> None:
+        row.length = len(prefill.token_ids)
+        self._rows[row.id] = row
+        self._cache.add(row.id, prefill.states)
+
+    def _take(self, row: _Row, chosen: Choice | Exception, first: _Prefill | None) -> StepOutput[Generated]:
+        try:
+            if isinstance(chosen, Exception):
+                raise chosen
+            row.history.add(chosen.token)
+        except (EngineFailed, ConstraintError) as error:
+            self._drop(row.id)
+            return StepOutput(row.id, error=error)
+        if first is None:
+            generated = Generated(chosen)
+        else:
+            self._prefixes.insert(first.token_ids, row.prompt.cache_salt, first.states)
+            generated = Generated(chosen, first.cached, tuple(first.logprobs))
+        reason = self._finish_reason(row)
+        if reason is not None:
+            self._keep_prefix(row)
+            self._drop(row.id)
+        return StepOutput(row.id, generated, reason)
+
+    def _finish_reason(self, row: _Row) -> str | None:
+        sampling, token = row.prompt.sampling, row.history.generated[-1]
+        ends = token in self._eos and not sampling.ignore_eos
+        if ends or token in sampling.stop_token_ids or row.history.is_complete:
+            return "stop"
+        return "length" if len(row.history.generated) >= row.prompt.max_tokens else None
+
+    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._model.device)
+
+
+def _run(prefill: _Prefill, tokens: int) -> _Run:
+    if prefill.wants_all_logits:
+        return _Run(prefill, tokens, tokens)
+    return _Run(prefill, tokens, 1 if tokens == prefill.remaining else 0)

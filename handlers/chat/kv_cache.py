@@ -1,121 +1,132 @@
-"""Keys and values of all running rows, in memory that is written in place.
+"""Keys and values: one private run of memory while a prompt is computed, shared slabs while an answer is generated.
 
-transformers' own DynamicCache concatenates, which copies the whole cache at every step. Here every layer owns a slab;
-rows lie in it right-aligned, so that one column is written for all rows at each step, whatever their lengths.
+Rows that generate are sorted into buckets by length. A bucket is one slab per kind for all layers, whose rows are its
+first ones, without gaps, so that attention over a bucket is one call a layer on a view of it:
 
-    columns   0 . . . . . . length
-    row 0     [ pad ][ tokens     ]
-    row 1     [ tokens            ]
+    bucket 256     columns 0 . . . . . . . . 255
+    row 0          [ tokens              |      ]
+    row 1          [ tokens       |             ]
+                                         ^ attention reads up to the longest row
+
+A row moves on to the next bucket when it outgrows its own, so at most half of a row's memory lies idle.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
 
-_COLUMNS = 128
+_SMALLEST = 128
+_ROW_STEP = 4
 
 
-class SlabLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """One layer's keys and values: slabs of [rows, heads, columns, head size], of which a corner is in use."""
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one token's keys and values are: layers x heads x head_dim, twice."""
 
-    slabs: tuple[torch.Tensor, torch.Tensor]
+    layers: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.rows = 0
-        self.length = 0
+    def empty(self, rows: int, columns: int) -> torch.Tensor:
+        """[2, layers, rows, heads, columns, head_dim]; 0 is keys, 1 is values."""
+        size = (2, self.layers, rows, self.heads, columns, self.head_dim)
+        return torch.empty(size, dtype=self.dtype, device=self.device)
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append [rows, heads, new columns, head size]; returns all columns."""
-        rows, _, new, _ = key_states.shape
-        self._reserve(rows, self.length + new, key_states)
-        for slab, states in zip(self.slabs, (key_states, value_states), strict=True):
-            slab[:rows, :, self.length : self.length + new] = states
-        self.rows = rows
-        self.length += new
-        return self.in_use()
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.layers * self.heads * self.head_dim * self.dtype.itemsize
 
-    def in_use(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views of the keys and the values, [rows, heads, length, head size]."""
-        keys, values = self.slabs
-        return keys[: self.rows, :, : self.length], values[: self.rows, :, : self.length]
 
-    def get_seq_length(self) -> int:
-        return self.length
+class Bucket:
+    """The rows of up to `columns` tokens. `slab` is as KVShape.empty; rows 0 … len - 1 of it are in use."""
 
-    def insert(self, row: "SlabLayer") -> None:
-        """Add the one row of another layer, right-aligned with the rows here."""
-        states = row.in_use()
-        length = max(self.length, row.length)
-        self._reserve(self.rows + 1, length, states[0])
-        if row.length > self.length:
-            self._move(self.length - row.length)
-        for slab, new in zip(self.slabs, states, strict=True):
-            slab[self.rows, :, : length - row.length] = 0  # masked, but 0 times a stale NaN would still be NaN
-            slab[self.rows, :, length - row.length : length] = new[0]
-        self.rows += 1
-        self.length = length
+    def __init__(self, shape: KVShape, columns: int) -> None:
+        self.columns = columns
+        self.owners: list[int] = []
+        self.slab = shape.empty(0, columns)
+        self._shape = shape
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop every row but these, given in ascending order; they move up."""
-        for slab in self.slabs:
-            for to, row in enumerate(rows):
-                if to != row:
-                    slab[to, :, : self.length] = slab[row, :, : self.length]
-        self.rows = len(rows)
+    def __len__(self) -> int:
+        return len(self.owners)
 
-    def trim(self, columns: int) -> None:
-        """Cut columns on the left, which are padding in every row."""
-        self._move(columns)
-        self.length -= columns
+    def add(self, owner: int, states: torch.Tensor) -> None:
+        """Take in a row of [2, layers, heads, tokens, head_dim]."""
+        slot, tokens = len(self.owners), states.shape[3]
+        if slot == self.slab.shape[2]:
+            self._resize(slot + _ROW_STEP)
+        self.slab[:, :, slot, :, :tokens] = states
+        # Attention reads as far as the longest row. A mask hides numbers, but not NaN, which old memory may hold.
+        self.slab[:, :, slot, :, tokens:] = 0
+        self.owners.append(owner)
 
-    def _reserve(self, rows: int, columns: int, like: torch.Tensor) -> None:
-        """Make the slabs hold so much; they grow in powers of two, so copies are amortised."""
-        had_rows, had_columns = (self.slabs[0].shape[0], self.slabs[0].shape[2]) if self.is_initialized else (1, 0)
-        if rows <= had_rows and columns <= had_columns:
+    def remove(self, owner: int) -> None:
+        """The last row takes the place of the one that leaves."""
+        slot, last = self.owners.index(owner), len(self.owners) - 1
+        if slot != last:
+            self.slab[:, :, slot] = self.slab[:, :, last]
+            self.owners[slot] = self.owners[last]
+        self.owners.pop()
+        if last <= self.slab.shape[2] - 2 * _ROW_STEP or not last:
+            self._resize(-(-last // _ROW_STEP) * _ROW_STEP)
+
+    def states(self, owner: int, tokens: int) -> torch.Tensor:
+        """A view of one row: [2, layers, heads, tokens, head_dim]."""
+        return self.slab[:, :, self.owners.index(owner), :, :tokens]
+
+    def _resize(self, rows: int) -> None:
+        slab = self._shape.empty(rows, self.columns)
+        kept = len(self.owners)
+        slab[:, :, :kept] = self.slab[:, :, :kept]
+        self.slab = slab
+
+
+class KVCache:
+    """The buckets, and which of them a row is in. Rows are known by their ids."""
+
+    def __init__(self, shape: KVShape) -> None:
+        self.shape = shape
+        self._buckets: dict[int, Bucket] = {}
+        self._bucket_of: dict[int, Bucket] = {}
+
+    def __iter__(self) -> Iterator[Bucket]:
+        """The buckets that have rows."""
+        return (bucket for _, bucket in sorted(self._buckets.items()) if len(bucket))
+
+    @property
+    def bytes(self) -> int:
+        return sum(bucket.slab.nbytes for bucket in self._buckets.values())
+
+    def add(self, row: int, states: torch.Tensor) -> None:
+        """Take in a computed prompt: [2, layers, heads, tokens, head_dim]."""
+        bucket = self._bucket_for(states.shape[3] + 1)
+        bucket.add(row, states)
+        self._bucket_of[row] = bucket
+
+    def reserve(self, row: int, tokens: int) -> None:
+        """Make room for one more token in a row of so many."""
+        bucket = self._bucket_of[row]
+        if tokens < bucket.columns:
             return
-        shape = (_grown(rows, had_rows), like.shape[1], _grown(columns, had_columns or _COLUMNS), like.shape[3])
-        slabs = like.new_empty(shape), like.new_empty(shape)
-        if self.is_initialized:
-            for new, old in zip(slabs, self.in_use(), strict=True):
-                new[: self.rows, :, : self.length] = old
-        self.slabs = slabs
-        self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
+        states = bucket.states(row, tokens)
+        self._bucket_for(tokens + 1).add(row, states)
+        bucket.remove(row)
+        self._bucket_of[row] = self._bucket_for(tokens + 1)
 
-    def _move(self, left: int) -> None:
-        """Shift the rows by so many columns, to the right if negative."""
-        source, target = (left, 0) if left > 0 else (0, -left)
-        width = self.length - source
-        for slab in self.slabs:
-            slab[: self.rows, :, target : target + width] = slab[: self.rows, :, source : source + width].clone()
-            slab[: self.rows, :, :target] = 0
+    def states(self, row: int, tokens: int) -> torch.Tensor:
+        """A view of a row: [2, layers, heads, tokens, head_dim]."""
+        return self._bucket_of[row].states(row, tokens)
 
+    def remove(self, row: int) -> None:
+        """Give back a row's memory; of a row that is not there, nothing."""
+        bucket = self._bucket_of.pop(row, None)
+        if bucket is not None:
+            bucket.remove(row)
 
-class BatchCache(Cache):
-    """The cache that the model's forward sees: a SlabLayer a layer."""
-
-    def __init__(self, layers: int) -> None:
-        self.slab_layers = [SlabLayer() for _ in range(layers)]
-        super().__init__(layers=list(self.slab_layers))
-
-    def insert(self, row: "BatchCache") -> None:
-        """Add one prefilled row, the cache of a batch of one."""
-        for layer, new in zip(self.slab_layers, row.slab_layers, strict=True):
-            layer.insert(new)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        for layer in self.slab_layers:
-            layer.keep(rows)
-
-    def trim(self, columns: int) -> None:
-        for layer in self.slab_layers:
-            layer.trim(columns)
-
-
-def _grown(need: int, size: int) -> int:
-    while size < need:
-        size *= 2
-    return size
+    def _bucket_for(self, tokens: int) -> Bucket:
+        columns = max(_SMALLEST, 1 << (tokens - 1).bit_length())
+        if columns not in self._buckets:
+            self._buckets[columns] = Bucket(self.shape, columns)
+        return self._buckets[columns]

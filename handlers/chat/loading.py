@@ -1,50 +1,130 @@
 """A causal language model ready to chat."""
 
+import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 from handlers.chat import gguf
+from handlers.chat.llama import LlamaConfig, LlamaModel
+from handlers.chat.packed import PackedModel
+from handlers.devices import pick_device, pick_dtype
 from handlers.errors import ModelLoadError
-from handlers.pretrained import load_pretrained, max_model_len
+from handlers.linear import rows_faster_in_int8
+from handlers.pretrained import cannot_load, max_model_len
 from handlers.spec import ModelSpec
+from handlers.tokenization import load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatModel:
-    """max_model_len: tokens of context, prompt and answer together. eos_token_ids: any of them ends an answer."""
+    """chat_template: Jinja. special_tokens: what the template may name, such as `bos_token`.
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerFast
+    max_model_len: tokens of context, prompt and answer together. eos_token_ids: any of them ends an answer.
+    """
+
+    model: PackedModel
+    tokenizer: Tokenizer
+    chat_template: str
+    special_tokens: Mapping[str, str]
     eos_token_ids: tuple[int, ...]
     max_model_len: int
 
 
 def load(spec: ModelSpec, folder: Path) -> ChatModel:
     """Raises ModelLoadError with one line that names the model and what is wrong."""
-    model, tokenizer = load_pretrained(AutoModelForCausalLM, spec, gguf.prepare(folder), **_quantization(spec))
-    if tokenizer.chat_template is None:
+    folder = gguf.prepare(folder)
+    try:
+        config = _read_json(folder / "config.json")
+        tokenizer_config = _read_json(folder / "tokenizer_config.json")
+        tokenizer = load_tokenizer(folder)
+        special_tokens = _special_tokens(tokenizer_config)
+        template = _chat_template(folder, tokenizer_config)
+        model = _load_model(spec, folder, config)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise cannot_load(spec, error) from error
+    if template is None:
         raise ModelLoadError(f"model {spec.id}: it has no chat template; take its instruct version")
-    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return ChatModel(model, tokenizer, _eos_token_ids(model, tokenizer), max_model_len(spec, None, positions))
-
-
-def _quantization(spec: ModelSpec) -> dict[str, Any]:
-    if spec.quantization == "none":
-        return {}
-    from transformers import BitsAndBytesConfig
-
-    eight = spec.quantization == "bnb-8bit"
-    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_8bit=eight, load_in_4bit=not eight, bnb_4bit_compute_dtype=torch.bfloat16
+    text_config = config.get("text_config", config)
+    positions = text_config.get("max_position_embeddings") or text_config.get("n_positions")
+    return ChatModel(
+        model=model,
+        tokenizer=tokenizer,
+        chat_template=template,
+        special_tokens=special_tokens,
+        eos_token_ids=_eos_token_ids(folder, config, tokenizer, special_tokens),
+        max_model_len=max_model_len(spec, None, positions),
     )
-    return {"quantization_config": config}
 
 
-def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    configured = model.generation_config.eos_token_id if model.generation_config else None
+def _load_model(spec: ModelSpec, folder: Path, config: Mapping[str, Any]) -> PackedModel:
+    """The faster code for the architectures that it knows, transformers' for all others and for quantized weights."""
+    llama = LlamaConfig.read(config)
+    if llama is None or spec.quantization != "none" or "quantization_config" in config:
+        from handlers.chat.general import load_general
+
+        return load_general(spec, folder)
+    device = pick_device(spec.device)
+    dtype = pick_dtype(device, spec.dtype)
+    int8_rows = rows_faster_in_int8(dtype) if device == "cpu" and spec.dtype == "auto" else 0
+    model = LlamaModel(llama, Checkpoint(folder).read, dtype, torch.device(device), int8_rows=int8_rows)
+    weights = f", weights of 8 bits for up to {int8_rows} answers at once" if int8_rows else ""
+    logger.info("%s runs on %s in %s%s", spec.id, device, str(dtype).removeprefix("torch."), weights)
+    return model
+
+
+class Checkpoint:
+    """The tensors of a folder of safetensors files, by name. Other weight files can run code when they are opened."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises OSError if there is none, ValueError if the index is broken."""
+        index = folder / "model.safetensors.index.json"
+        names = sorted(set(_read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+        self._files = [safe_open(folder / name, framework="pt") for name in names]
+        self._file_of = {tensor: file for file in self._files for tensor in file.keys()}  # type: ignore[no-untyped-call]
+
+    def read(self, name: str) -> torch.Tensor:
+        """A copy: what is mapped from the file counts as memory of this process. Raises KeyError."""
+        tensor: torch.Tensor = self._file_of[name].get_tensor(name)  # type: ignore[no-untyped-call]
+        return tensor.clone()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+    """The default one of several: those for tools or retrieval are for other uses."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
+
+
+def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    tokens = {name: tokenizer_config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    texts = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _eos_token_ids(
+    folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, special_tokens: Mapping[str, str]
+) -> tuple[int, ...]:
+    generation = folder / "generation_config.json"
+    configured = (_read_json(generation) if generation.exists() else config).get("eos_token_id")
     ids = configured if isinstance(configured, list) else [configured]
-    return tuple({id for id in (*ids, tokenizer.eos_token_id) if id is not None})
+    if "eos_token" in special_tokens:
+        ids = [*ids, tokenizer.token_to_id(special_tokens["eos_token"])]
+    return tuple(sorted({id for id in ids if id is not None}))

@@ -16,7 +16,9 @@ from handlers.errors import InvalidRequest
 from handlers.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from handlers.embeddings.engine import EmbeddingModel, TransformersEmbedder, Vector
+    from tokenizers import Tokenizer
+
+    from handlers.embeddings.engine import Embedder, EmbeddingModel, Vector
 
 TokenIds = Sequence[int]
 
@@ -26,8 +28,8 @@ _MAX_CHARACTERS_PER_TOKEN = 128
 _LANGCHAIN = "With LangChain's OpenAIEmbeddings, set check_embedding_ctx_length=False."
 
 
-class TransformersEmbeddingsHandler:
-    """A sentence encoder run by transformers."""
+class SentenceEncoderHandler:
+    """A sentence encoder."""
 
     _batcher: Batcher[TokenIds, "Vector"]
     _loaded: "EmbeddingModel"
@@ -90,25 +92,30 @@ class TransformersEmbeddingsHandler:
 
     def _tokenize(self, request: EmbeddingRequest, start: int) -> list[TokenIds]:
         """Token ids of the inputs from `start` on, special tokens included."""
-        token_ids = []
+        texts: dict[int, str] = {}
+        token_ids: dict[int, TokenIds] = {}
         for index, item in enumerate(request.inputs[start : start + _INPUTS_PER_TURN], start):
-            if not isinstance(item, str) and len(item) > self._loaded.max_model_len * _MAX_CHARACTERS_PER_TOKEN:
-                raise self._overlong(index, f"{len(item)} tokens")
-            if not isinstance(item, str) and not request.openai_ids:
-                ids = self._with_special_tokens(index, item)
+            self._refuse_endless(index, item)
+            if isinstance(item, str):
+                texts[index] = item
+            elif request.openai_ids:
+                texts[index] = self._openai_text(index, item)
             else:
-                ids = self._tokenize_text(index, item if isinstance(item, str) else self._openai_text(index, item))
+                token_ids[index] = self._with_special_tokens(index, item)
+        token_ids |= self._tokenize_texts(texts)
+        for index, ids in token_ids.items():
             if len(ids) > self._loaded.max_model_len:
                 raise self._overlong(index, f"{len(ids)} tokens")
-            token_ids.append(ids)
-        return token_ids
+        return [token_ids[index] for index in sorted(token_ids)]
 
-    def _tokenize_text(self, index: int, text: str) -> TokenIds:
+    def _tokenize_texts(self, texts: Mapping[int, str]) -> dict[int, TokenIds]:
+        encodings = self._loaded.tokenizer.encode_batch_fast(list(texts.values()))
+        return {index: encoding.ids for index, encoding in zip(texts, encodings, strict=True)}
+
+    def _refuse_endless(self, index: int, item: str | TokenIds) -> None:
         # Far longer than any text of so many tokens; a tokenizer takes seconds for a few megabytes.
-        if len(text) > self._loaded.max_model_len * _MAX_CHARACTERS_PER_TOKEN:
-            raise self._overlong(index, f"{len(text)} characters")
-        ids: TokenIds = self._loaded.tokenizer(text, verbose=False)["input_ids"]
-        return ids
+        if len(item) > self._loaded.max_model_len * _MAX_CHARACTERS_PER_TOKEN:
+            raise self._overlong(index, f"{len(item)} {'characters' if isinstance(item, str) else 'tokens'}")
 
     def _overlong(self, index: int, length: str) -> InvalidRequest:
         return InvalidRequest(
@@ -127,7 +134,7 @@ class TransformersEmbeddingsHandler:
                 "invalid_value",
             )
         try:
-            return self._openai_tokens.decode(ids)
+            text = self._openai_tokens.decode(ids)
         except KeyError as unknown:
             raise InvalidRequest(
                 f"Input {index} has a token id that OpenAI's tokenizer does not know ({unknown}). Send text, or token "
@@ -135,10 +142,12 @@ class TransformersEmbeddingsHandler:
                 f"input[{index}]",
                 "invalid_value",
             ) from None
+        self._refuse_endless(index, text)
+        return text
 
     def _with_special_tokens(self, index: int, ids: TokenIds) -> TokenIds:
         """Token arrays are ids of the model's own tokenizer, without its special tokens, which are added here."""
-        vocabulary = len(self._loaded.tokenizer)
+        vocabulary = self._loaded.tokenizer.get_vocab_size()
         if any(not 0 <= id < vocabulary for id in ids):
             raise InvalidRequest(
                 f"Input {index} has token ids that `{self.spec.id}` does not know (its vocabulary ends at "
@@ -148,27 +157,27 @@ class TransformersEmbeddingsHandler:
             )
         return [*self._prefix, *ids, *self._suffix]
 
-    def _load(self) -> "TransformersEmbedder":
-        from handlers.embeddings.engine import TransformersEmbedder, load
+    def _load(self) -> "Embedder":
+        from handlers.embeddings.engine import Embedder, load
         from handlers.pretrained import placement
 
         self._loaded = load(self.spec, self._open_source(self.spec.source))
         self._facts = {
             "max_model_len": self._loaded.max_model_len,
             "dimensions": self._loaded.dimensions,
-            **placement(self._loaded.model),
+            **placement(self._loaded.encoder),
         }
         self._prefix, self._suffix = _special_tokens(self._loaded.tokenizer)
-        embedder = TransformersEmbedder(self._loaded, self.spec.limits.max_batch_cost)
+        embedder = Embedder(self._loaded)
         if self.spec.openai_tokens is not None:
             self._openai_tokens = OpenAITokens(self._open_source(self.spec.openai_tokens))
         embedder.embed(self._tokenize(EmbeddingRequest(["Hello", "Hello, world"]), 0))
         return embedder
 
 
-def _special_tokens(tokenizer: Any) -> tuple[TokenIds, TokenIds]:
+def _special_tokens(tokenizer: "Tokenizer") -> tuple[TokenIds, TokenIds]:
     """What the tokenizer puts before and after a text, found by tokenizing one with and without."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a").ids
     start = next(i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare)
     return whole[:start], whole[start + len(bare) :]

@@ -137,6 +137,9 @@ def _refuse_long_prompt(prompt: str | None) -> None:
 
 
 def _load_whisper(spec: ModelSpec, folder: Path) -> Engine:
+    from handlers.transcription.openmp import import_ctranslate2
+
+    import_ctranslate2()
     from handlers.transcription.faster_whisper import load
 
     return load(spec, folder)

@@ -1,7 +1,12 @@
 """Whatever happens in whatever order: every job gets exactly one right answer, and nothing stays behind."""
 
 import asyncio
+import gc
 import math
+import os
+import random
+import weakref
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +20,7 @@ from batching.errors import DeadlineExceeded, EngineFailed, OutOfMemory, QueueFu
 from batching.generation import ContinuousBatcher
 from batching.job import Caller, Job, Priority
 from batching.limits import Limits
+from batching.stream import TokenStream
 from tests.batching.fakes import FakeEngine, FakeModel, Poison, Reader, Script, SteppedWorker, serving, thorough
 from tests.clock import advance, settle
 
@@ -228,3 +234,99 @@ async def test_every_stream_ends_once_with_its_own_tokens(events: list[Any], lim
         await settle()
         assert (batcher.running, batcher.waiting, engine.rows) == (0, 0, {})
     assert engine.violations == []
+
+
+# For long
+
+
+SOAK_EVENTS = int(os.environ.get("SOAK_EVENTS", "10000"))
+
+
+class Soak:
+    """Clients that come, leave, fall silent and are cut off, while memory shrinks and grows and rows go wrong."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.worker, self.engine = SteppedWorker(), FakeEngine()
+        limits = Limits(max_queue_size=12, max_queue_cost=60, max_batch_size=6, max_batch_cost=25)
+        self.batcher = ContinuousBatcher("model", self.engine, limits, worker=self.worker)
+        self.clients: list[Conversation] = []
+        self.streams: weakref.WeakSet[TokenStream[Script, str]] = weakref.WeakSet()
+        self.came = 0
+        self.ends: Counter[str] = Counter()
+
+    async def happen(self) -> None:
+        """One event."""
+        event = self.chance.choices(
+            [self.join, self.leave, self.cancel, self.change_memory, self.work, self.wait], [6, 2, 1, 0.3, 12, 1]
+        )[0]
+        await event()
+        await settle(4)
+        self.clients = [client for client in self.clients if not self.is_done(client)]
+
+    def is_done(self, client: Conversation) -> bool:
+        if client.reader is None or not client.reader.task.done():
+            return False
+        client.assert_answered_right(math.inf)
+        outcome = client.reader.outcome
+        self.ends["left" if client.left else outcome if isinstance(outcome, str) else type(outcome).__name__] += 1
+        return True
+
+    async def join(self) -> None:
+        chance, self.came = self.chance, self.came + 1
+        length = chance.randint(1, 5)
+        script = Script(f"{self.came}-", length, error_at=chance.choice([None, None, None, chance.randint(0, length)]))
+        patience = chance.choice([None, None, float(chance.randint(0, 9))])
+        ask = Ask((script,), chance.choice(list(Priority)), patience, reads=True)
+        try:
+            self.clients.append(Conversation(self.batcher, ask, script))
+        except QueueFull:
+            self.ends["QueueFull"] += 1
+        else:
+            self.streams.add(self.clients[-1].stream)
+
+    async def leave(self) -> None:
+        """Who closes a stream does not read it any further."""
+        if self.clients:
+            client = self.chance.choice(self.clients)
+            assert client.reader is not None
+            client.leave()
+            client.reader.task.cancel()
+
+    async def cancel(self) -> None:
+        if self.clients:
+            client = self.chance.choice(self.clients)
+            assert client.reader is not None
+            client.left = True
+            client.reader.task.cancel()
+
+    async def change_memory(self) -> None:
+        """One row alone, of at most five tokens, always has room."""
+        self.engine.capacity = self.chance.choice([5, 8, 12, math.inf])
+
+    async def work(self) -> None:
+        self.worker.let_through()
+
+    async def wait(self) -> None:
+        await advance(self.chance.choice([0.1, 1.0, 30.0]))
+
+    async def finish(self) -> None:
+        self.worker.open()
+        await self.batcher.drain()
+        await settle()
+        self.clients = [client for client in self.clients if not self.is_done(client)]
+
+
+@pytest.mark.parametrize("seed", [1])
+async def test_thousands_of_events_leave_no_row_no_job_and_nobody_waiting(seed: int) -> None:
+    soak = Soak(random.Random(seed))
+    async with serving(soak.batcher):
+        for _ in range(SOAK_EVENTS):
+            await soak.happen()
+        await soak.finish()
+        assert (soak.batcher.running, soak.batcher.waiting, soak.engine.rows, soak.clients) == (0, 0, {}, [])
+        assert soak.engine.violations == []
+        gc.collect()
+        assert len(soak.streams) == 0
+    assert soak.engine.resets > 0
+    assert set(soak.ends) >= {"length", "left", "Poison", "DeadlineExceeded", "QueueFull"}

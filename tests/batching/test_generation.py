@@ -454,3 +454,34 @@ async def test_an_engine_that_cannot_be_reset_fails_its_rows_and_the_loop_goes_o
         engine.fails_to_reset = False
         engine.reset()
         assert await read(batcher, Script("c", 1)).result() == (["c0"], "length")
+
+
+# Priorities
+
+
+async def test_an_urgent_request_preempts_the_youngest_of_lower_priority_which_resumes_where_it_was() -> None:
+    engine = held_engine()
+    batcher = generator_of(engine, max_batch_size=2)
+    async with serving(batcher, engine.latch):
+        a = read(batcher, Script("a", length=4), Caller(priority=Priority.BACKGROUND))
+        b = read(batcher, Script("b", length=4), Caller(priority=Priority.BACKGROUND))
+        await steps(batcher, engine, 1)
+        c = read(batcher, Script("c", length=2))
+        engine.latch.open()
+        for reader, name, length in ((a, "a", 4), (b, "b", 4), (c, "c", 2)):
+            assert await reader.result() == (Script(name, length).tokens, "length")
+    assert engine.steps == ["a b", "a b", "a c", "a c", "b", "b"]
+    assert engine.violations == []
+
+
+async def test_nobody_is_preempted_for_an_equal_or_for_one_who_would_not_fit_anyway() -> None:
+    engine = held_engine()
+    batcher = generator_of(engine, max_batch_size=2, max_batch_cost=10)
+    async with serving(batcher, engine.latch):
+        read(batcher, Script("a", length=3), cost=6)
+        read(batcher, Script("b", length=3), Caller(priority=Priority.BACKGROUND), 4)
+        await steps(batcher, engine, 1)
+        c = read(batcher, Script("c", length=1), cost=5)
+        engine.latch.open()
+        await c.result()
+    assert engine.steps[:3] == ["a b", "a b", "a b"]

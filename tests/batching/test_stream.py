@@ -1,13 +1,14 @@
 """The token stream between the batch loop and its reader."""
 
 import asyncio
+from contextlib import aclosing
 
 import anyio
 import pytest
 
 from batching.errors import DeadlineExceeded, EngineFailed, ShuttingDown
 from batching.job import Caller, Job
-from batching.stream import TokenStream
+from batching.stream import StreamGroup, TokenStream
 from tests.batching.fakes import ANYONE
 from tests.clock import advance, settle
 
@@ -130,3 +131,106 @@ async def test_a_reader_that_is_cancelled_closes_the_stream() -> None:
     reading.cancel()
     await settle()
     assert closed == [stream]
+
+
+# Several streams of one request
+
+
+class Group:
+    """Streams of one request, and what a reader of all of them was given."""
+
+    def __init__(self, size: int, caller: Caller = ANYONE) -> None:
+        arrived = asyncio.Event()
+        self.closed: list[Stream] = []
+        self.streams = [TokenStream(i, Job("prompt", caller), self.closed.append, arrived) for i in range(size)]
+        self.group = StreamGroup(self.streams, arrived)
+        self.pieces: list[tuple[int, list[str]]] = []
+
+    async def read(self) -> None:
+        async with self.group, aclosing(self.group.read()) as pieces:
+            async for i, tokens in pieces:
+                self.pieces.append((i, list(tokens)))
+
+
+async def test_tokens_of_a_group_come_as_they_arrive_with_the_number_of_their_stream() -> None:
+    group = Group(2)
+    reading = asyncio.create_task(group.read())
+    await settle()
+    group.streams[1].push("a")
+    await settle()
+    group.streams[0].push("b")
+    group.streams[1].push("c")
+    group.streams[1].push("d")
+    await settle()
+    assert group.pieces == [(1, ["a"]), (0, ["b"]), (1, ["c", "d"])]
+    assert not reading.done()
+    reading.cancel()
+
+
+async def test_a_group_ends_with_the_last_of_its_streams() -> None:
+    group = Group(2)
+    reading = asyncio.create_task(group.read())
+    group.streams[0].finish("stop")
+    await settle()
+    assert group.pieces == [(0, [])]
+    assert not reading.done()
+    group.streams[1].push("a")
+    group.streams[1].finish("length")
+    await reading
+    assert group.pieces == [(0, []), (1, ["a"]), (1, [])]
+
+
+async def test_the_error_of_one_stream_ends_the_reading_and_closes_all() -> None:
+    group = Group(3)
+    group.streams[0].push("a")
+    group.streams[1].fail(EngineFailed())
+    with pytest.raises(EngineFailed):
+        await group.read()
+    assert group.pieces == [(0, ["a"])]
+    assert group.closed == group.streams
+
+
+async def test_a_stream_that_its_reader_closes_is_not_read_any_further() -> None:
+    group = Group(2)
+    read = group.group.read()
+    for stream in group.streams:
+        stream.push("a")
+    assert await anext(read) == (0, ["a"])
+    group.streams[0].close()
+    group.streams[0].push("late")
+    assert await anext(read) == (1, ["a"])
+    group.streams[1].finish("stop")
+    assert [piece async for piece in read] == [(1, [])]
+
+
+async def test_a_group_waits_until_the_deadline() -> None:
+    group = Group(2, Caller(deadline=anyio.current_time() + 5.0))
+    reading = asyncio.create_task(group.read())
+    await settle()
+    group.streams[1].push("a")
+    await advance(4.9)
+    assert (group.pieces, reading.done()) == ([(1, ["a"])], False)
+    await advance(0.1)
+    with pytest.raises(DeadlineExceeded):
+        reading.result()
+    assert group.closed == group.streams
+
+
+async def test_what_came_before_the_deadline_is_read_after_it() -> None:
+    group = Group(2, Caller(deadline=anyio.current_time() + 5.0))
+    group.streams[1].push("a")
+    group.streams[1].finish("stop")
+    await advance(6.0)
+    with pytest.raises(DeadlineExceeded):
+        await group.read()
+    assert group.pieces[0] == (1, ["a"])
+
+
+async def test_a_reader_of_a_group_that_is_cancelled_closes_every_stream() -> None:
+    group = Group(3)
+    reading = asyncio.create_task(group.read())
+    await settle()
+    reading.cancel()
+    await settle()
+    assert group.closed == group.streams
+    assert all(stream.job.cancel.cancelled for stream in group.streams)

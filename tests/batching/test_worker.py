@@ -44,6 +44,43 @@ async def test_one_call_at_a_time() -> None:
     await asyncio.gather(*calls)
 
 
+async def test_all_calls_are_made_in_the_same_thread() -> None:
+    worker = Worker("model", idle_seconds=60)
+    assert len({await worker.run(threading.get_ident) for _ in range(5)}) == 1
+
+
+async def test_a_thread_without_work_ends_and_another_takes_the_next_call() -> None:
+    worker = Worker("model", idle_seconds=0)
+    thread = await worker.run(threading.current_thread)
+    assert (thread.name, thread.daemon) == ("model", True)
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    assert await worker.run(max, 1, 2) == 2
+
+
+async def test_no_call_is_lost_between_two_threads() -> None:
+    worker = Worker("model", idle_seconds=0)
+    assert [await worker.run(int, number) for number in range(300)] == list(range(300))
+
+
+async def test_an_iterator_that_ends_inside_is_an_error_outside() -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await Worker("model").run(next, iter(()))
+
+
+def test_a_call_that_outlives_its_loop_harms_nobody() -> None:
+    worker, latch = Worker("model"), Latch(closed=True)
+
+    async def begin() -> None:
+        call = asyncio.create_task(worker.run(latch.wait))
+        await until(lambda: latch.arrived == 1)
+        call.cancel()
+
+    asyncio.run(begin())
+    latch.open()
+    assert asyncio.run(worker.run(max, 1, 2)) == 2
+
+
 async def test_two_models_work_side_by_side() -> None:
     latch = Latch(closed=True)
     calls = [asyncio.create_task(Worker(name).run(latch.wait)) for name in ("one", "other")]

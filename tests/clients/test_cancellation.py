@@ -11,11 +11,13 @@ import pytest
 from batching.generation import ContinuousBatcher, Joining, StepOutput
 from batching.job import Caller, Job
 from batching.limits import Limits
-from batching.stream import TokenStream
 from batching.worker import Worker
-from handlers.chat.handler import ChatGeneration
+from handlers.chat.answer import Answer
+from handlers.chat.engine import Generated, Prompt
+from handlers.chat.generation import ChatGeneration
+from handlers.chat.sampling import Choice
 from handlers.chat.stops import StopMatcher
-from handlers.chat.types import ChatRequest
+from handlers.chat.types import ChatRequest, CompletionRequest
 from handlers.spec import ModelSpec, Task
 from tests.batching.fakes import Latch
 from tests.clients.live import fake_server
@@ -29,11 +31,13 @@ class LatchedEngine:
         self.rows: list[list[int]] = []
         self._live: list[int] = []
 
-    def step(self, joining: Sequence[Joining[str, int]], leaving: Sequence[int]) -> list[StepOutput[int]]:
+    def step(
+        self, joining: Sequence[Joining[Prompt, Generated]], leaving: Sequence[int]
+    ) -> list[StepOutput[Generated]]:
         self._live = [row for row in self._live if row not in leaving] + [entry.id for entry in joining]
         self.rows.append(list(self._live))
         self.latch.wait()
-        return [StepOutput(row, token=1) for row in self._live]
+        return [StepOutput(row, token=Generated(Choice(1))) for row in self._live]
 
     def reset(self) -> None:
         self._live = []
@@ -53,9 +57,13 @@ class LatchedChat:
     def __init__(self) -> None:
         self.spec = ModelSpec("latched", Task.CHAT, "dir:/none")
         self.engine = LatchedEngine()
-        self.batcher: ContinuousBatcher[str, int] = ContinuousBatcher(
+        self.batcher: ContinuousBatcher[Prompt, Generated] = ContinuousBatcher(
             "latched", self.engine, Limits(max_batch_size=4), worker=Worker("latched")
         )
+
+    @property
+    def admitted(self) -> int:
+        return self.batcher.running + self.batcher.waiting
 
     async def load(self) -> None:
         """Nothing to open."""
@@ -70,9 +78,13 @@ class LatchedChat:
         return {"capabilities": ["chat"]}
 
     async def open(self, request: ChatRequest, caller: Caller) -> ChatGeneration:
-        stream: TokenStream[Any, int] = self.batcher.open(Job("prompt", caller))
+        prompt = Prompt([1], 1_000_000, request.sampling)
+        streams = self.batcher.open_all([Job(prompt, caller) for _ in range(request.n)])
         detokenizer: Any = LetterDetokenizer()
-        return ChatGeneration(stream, 1, detokenizer, StopMatcher(()))
+        return ChatGeneration(streams, [prompt], [Answer(i, detokenizer, StopMatcher(())) for i in range(request.n)])
+
+    async def complete(self, request: CompletionRequest, caller: Caller) -> ChatGeneration:
+        raise NotImplementedError
 
 
 def connect(url: str, *, stream: bool) -> socket.socket:
@@ -96,6 +108,7 @@ def test_a_client_that_leaves_while_it_generates_costs_at_most_two_more_steps(st
     engine = chat.engine
     with fake_server([chat]) as url:
         staying, leaving = connect(url, stream=False), connect(url, stream=stream)
+        wait_for(lambda: chat.admitted == 2)
         engine.latch.let_through(3)
         wait_for(lambda: engine.latch.arrived >= 4 and chat.batcher.running == 2)
         leaving.close()
@@ -115,6 +128,7 @@ def test_a_client_that_leaves_while_it_waits_never_enters_a_batch(stream: bool) 
     chat = LatchedChat()
     with fake_server([chat]) as url:
         running = [connect(url, stream=False) for _ in range(4)]
+        wait_for(lambda: chat.admitted == 4)
         chat.engine.latch.let_through(1)
         wait_for(lambda: chat.batcher.running == 4)
         waiting = connect(url, stream=stream)

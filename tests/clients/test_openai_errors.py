@@ -40,10 +40,11 @@ class RefusesAtFirst(FakeChat):
     ("wrong", "param", "code"),
     [
         ({"temperature": 3}, "temperature", None),
-        ({"n": 2}, "n", "unsupported_parameter"),
+        ({"n": 129}, "n", "invalid_value"),
         ({"messages": []}, "messages", None),
         ({"max_tokens": 0}, "max_tokens", None),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "unsupported_value"),
+        ({"extra_body": {"chat_template": "{{ 1 }}"}}, "chat_template", "unsupported_parameter"),
         ({"stream_options": {"include_usage": True}}, "stream_options", None),
     ],
 )

@@ -42,7 +42,7 @@ def test_a_chat_is_answered(client: OpenAI) -> None:
 
 
 def test_the_same_model_answers_to_its_own_id_and_to_every_alias(client: OpenAI) -> None:
-    (chat,) = (model for model in client.models.list() if model.capabilities == ["chat"])  # type: ignore[attr-defined]
+    (chat,) = (model for model in client.models.list() if "chat" in model.capabilities)  # type: ignore[attr-defined]
     for name in (chat.id, *chat.aliases):  # type: ignore[attr-defined]
         completion = client.chat.completions.create(model=name, messages=CAPITAL, max_tokens=1)
         assert completion.model == name

@@ -17,7 +17,7 @@ from gateway.routes import routes
 from gateway.settings import Settings
 from gateway.state import State
 from handlers.base import Handler
-from handlers.chat.types import ChatRequest, Delta
+from handlers.chat.types import ChatRequest, CompletionRequest, Delta
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
 from handlers.registry import Registry
 from handlers.spec import ModelSpec, Task
@@ -80,6 +80,8 @@ class FakeGeneration:
 
     def __init__(self, handler: "FakeChat") -> None:
         self.prompt_tokens = 9
+        self.cached_tokens = handler.cached_tokens
+        self.reasoning_tokens = handler.reasoning_tokens
         self._handler = handler
 
     async def __aenter__(self) -> "FakeGeneration":
@@ -105,7 +107,7 @@ HELLO = (Delta("Hel", 1), Delta("", 2), Delta('lo "wörld"\n', 3), Delta("", 4, 
 
 
 class FakeChat(FakeHandler):
-    """refusal: what `open` raises, as a full queue would."""
+    """refusal: what `open` and `complete` raise, as a full queue would."""
 
     def __init__(
         self,
@@ -114,15 +116,25 @@ class FakeChat(FakeHandler):
         wait_at: int = 0,
         error: Exception | None = None,
         refusal: Exception | None = None,
+        cached_tokens: int = 0,
+        reasoning_tokens: int = 0,
     ) -> None:
         super().__init__(ModelSpec("org/chat", Task.CHAT, "dir:/chat", aliases=("gpt-4o-mini", "gpt-4o")), error=error)
         self.deltas = deltas
         self.wait_at = wait_at
         self.refusal = refusal
+        self.cached_tokens = cached_tokens
+        self.reasoning_tokens = reasoning_tokens
         self.open_generations = 0
         self.closed_generations = 0
 
     async def open(self, request: ChatRequest, caller: Caller) -> FakeGeneration:
+        return self._generation(request, caller)
+
+    async def complete(self, request: CompletionRequest, caller: Caller) -> FakeGeneration:
+        return self._generation(request, caller)
+
+    def _generation(self, request: ChatRequest | CompletionRequest, caller: Caller) -> FakeGeneration:
         self.calls.append((request, caller))
         if self.refusal is not None:
             raise self.refusal

@@ -32,7 +32,8 @@ GOLDEN = (
     "data: [DONE]\n\n"
 )
 USAGE = (
-    '"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13,"prompt_tokens_details":{"cached_tokens":0}}}'
+    '"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13,'
+    '"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}'
 )
 GOLDEN_WITH_USAGE = GOLDEN.replace("}]}\n\n", '}],"usage":null}\n\n').replace(
     "data: [DONE]", f'data: {HEAD},"choices":[],{USAGE}\n\ndata: [DONE]'
@@ -83,6 +84,7 @@ async def test_a_completion_has_openais_exact_shape() -> None:
             "completion_tokens": 4,
             "total_tokens": 13,
             "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }
     ChatCompletion.model_validate(body, strict=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from gateway.schemas import parameters
-from gateway.schemas.parameters import Parameters
+from gateway.schemas.verdicts import Parameters
 from tests.gateway.fakes import FakeChat, FakeEmbeddings, FakeSpeech, FakeTranscription, app
 
 fuzzed = settings(max_examples=200, deadline=None)
@@ -37,19 +37,59 @@ def fields_of(table: Parameters, **likely: st.SearchStrategy[Any]) -> st.SearchS
 
 
 PART = fields_of(parameters.CONTENT_PART, type=st.sampled_from(["text", "refusal", "image_url", "file"]), text=TEXT)
+NAME = st.sampled_from(["f", "g", "", "no name"])
+FUNCTION = fields_of(parameters.CHAT, name=NAME, parameters=st.dictionaries(TEXT, JSON, max_size=2))
+TOOL = st.fixed_dictionaries({"type": st.sampled_from(["function", "custom"]), "function": FUNCTION | JSON})
+CALLED = st.fixed_dictionaries({"name": NAME, "arguments": TEXT})
+CALL = st.fixed_dictionaries({"id": TEXT, "type": st.just("function"), "function": CALLED | JSON})
+CHOICE = st.sampled_from(["none", "auto", "required"]) | st.fixed_dictionaries(
+    {"type": st.just("function"), "function": st.fixed_dictionaries({"name": NAME})}
+)
+ALLOWED = st.fixed_dictionaries({"mode": CHOICE, "tools": st.lists(CHOICE | JSON, max_size=2)})
+FORMAT = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "json_object", "json_schema"])},
+    optional={"json_schema": st.fixed_dictionaries({"name": NAME, "schema": JSON}) | JSON},
+)
+GENERATION: dict[str, st.SearchStrategy[Any]] = {
+    "logit_bias": st.dictionaries(st.integers(-1, 9).map(str) | TEXT, st.integers(-101, 101), max_size=2),
+    "n": st.integers(0, 2),
+    "response_format": FORMAT | JSON,
+    "structured_outputs": fields_of(parameters.STRUCTURED_OUTPUTS) | JSON,
+    "guided_json": TEXT | JSON,
+    "chat_template_kwargs": st.dictionaries(TEXT, JSON, max_size=2),
+    "stop_token_ids": st.lists(st.integers(-1, 9), max_size=2),
+}
+CHATTING: dict[str, st.SearchStrategy[Any]] = GENERATION | {
+    "tools": st.lists(TOOL | JSON, max_size=2),
+    "tool_choice": CHOICE | st.fixed_dictionaries({"type": st.just("allowed_tools"), "allowed_tools": ALLOWED}) | JSON,
+    "functions": st.lists(FUNCTION | JSON, max_size=2),
+    "function_call": CHOICE | CALLED | JSON,
+    "logprobs": st.booleans(),
+    "top_logprobs": st.integers(-1, 21),
+}
+COMPLETING: dict[str, st.SearchStrategy[Any]] = GENERATION | {
+    "best_of": st.integers(0, 3),
+    "echo": st.booleans(),
+    "suffix": TEXT,
+    "logprobs": st.integers(-1, 6),
+    "max_tokens": st.integers(-1, 3),
+}
 MESSAGE = fields_of(
     parameters.MESSAGE,
-    role=st.sampled_from(["system", "developer", "user", "assistant", "tool"]),
+    role=st.sampled_from(["system", "developer", "user", "assistant", "tool", "function"]),
     content=TEXT | st.lists(PART | JSON, max_size=3),
 )
+CALLS = fields_of(parameters.MESSAGE, role=st.just("assistant"), tool_calls=st.lists(CALL | JSON, max_size=2))
 CHAT = fields_of(
     parameters.CHAT,
     model=st.just("gpt-4o"),
-    messages=st.lists(MESSAGE | JSON, max_size=3),
+    messages=st.lists(MESSAGE | CALLS | JSON, max_size=3),
     stream=st.booleans(),
     stream_options=fields_of(parameters.STREAM_OPTIONS),
 )
+HELLO = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]}
 INPUT = TEXT | st.lists(TEXT) | st.lists(st.integers()) | st.lists(st.lists(st.integers(0, 9)))
+COMPLETION = fields_of(parameters.COMPLETIONS, model=st.just("gpt-4o"), prompt=INPUT, stream=st.booleans())
 EMBED = fields_of(parameters.EMBEDDINGS, model=st.just("mini-embed"), input=INPUT)
 SPEAK = fields_of(parameters.SPEECH, model=st.just("tiny-tts"), input=TEXT, voice=TEXT)
 
@@ -77,6 +117,24 @@ def check(response: httpx2.Response) -> None:
 @example(body={"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}], "stream": True})
 def test_chat(client: TestClient, body: object) -> None:
     check(client.post("/v1/chat/completions", json=body))
+
+
+@fuzzed
+@given(fields=st.fixed_dictionaries({}, optional=CHATTING), stream=st.booleans())
+def test_chats_with_nearly_right_parameters(client: TestClient, fields: dict[str, object], stream: bool) -> None:
+    check(client.post("/v1/chat/completions", json={**HELLO, **fields, "stream": stream}))
+
+
+@fuzzed
+@given(body=COMPLETION | JSON)
+def test_completions(client: TestClient, body: object) -> None:
+    check(client.post("/v1/completions", json=body))
+
+
+@fuzzed
+@given(fields=st.fixed_dictionaries({"prompt": INPUT}, optional=COMPLETING), stream=st.booleans())
+def test_completions_with_nearly_right_parameters(client: TestClient, fields: dict[str, object], stream: bool) -> None:
+    check(client.post("/v1/completions", json={"model": "gpt-4o", **fields, "stream": stream}))
 
 
 @fuzzed
@@ -125,7 +183,9 @@ def test_forms_in_pieces(client: TestClient, options: str, pieces: list[bytes]) 
 
 
 @fuzzed
-@given(body=st.binary(max_size=64), path=st.sampled_from(["chat/completions", "embeddings", "audio/speech"]))
+@given(
+    body=st.binary(max_size=64), path=st.sampled_from(["chat/completions", "completions", "embeddings", "audio/speech"])
+)
 def test_bytes(client: TestClient, body: bytes, path: str) -> None:
     check(client.post(f"/v1/{path}", content=body))
 

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 import orjson
 import pytest
+from openai.types import completion_create_params as completions_of_the_sdk
 from openai.types.audio.speech_create_params import SpeechCreateParams
 from openai.types.audio.transcription_create_params import (
     TranscriptionCreateParamsNonStreaming,
@@ -17,8 +18,10 @@ from openai.types.chat import (
     ChatCompletionContentPartRefusalParam,
     ChatCompletionContentPartTextParam,
     ChatCompletionDeveloperMessageParam,
+    ChatCompletionFunctionMessageParam,
     ChatCompletionStreamOptionsParam,
     ChatCompletionSystemMessageParam,
+    ChatCompletionToolMessageParam,
     ChatCompletionUserMessageParam,
 )
 from openai.types.chat.completion_create_params import (
@@ -30,19 +33,31 @@ from pydantic import BaseModel
 
 from gateway.schemas import parameters
 from gateway.schemas.audio import SpeechParams, TranscriptionParams
-from gateway.schemas.chat import ChatCompletionParams, StreamOptions
+from gateway.schemas.chat import ChatCompletionParams
 from gateway.schemas.common import Screen, header_safe, loads, read_object
+from gateway.schemas.completions import CompletionParams
 from gateway.schemas.embeddings import EmbeddingParams
-from gateway.schemas.parameters import Parameters, Verdict
-from handlers.chat.types import ChatRequest
+from gateway.schemas.generation import StreamOptions
+from gateway.schemas.messages import Message
+from gateway.schemas.output_format import StructuredOutputs
+from gateway.schemas.verdicts import Parameters, Verdict
 from handlers.embeddings.types import EmbeddingRequest
 from handlers.errors import InvalidRequest
+from tests.gateway.parsing import CHAT, HELLO, parse_chat
 
 API_DOCS = Path(__file__).parents[2] / "docs" / "api.md"
-TABLES = ("CHAT", "MESSAGE", "CONTENT_PART", "STREAM_OPTIONS", "EMBEDDINGS", "TRANSCRIPTION", "SPEECH")
+TABLES = (
+    "CHAT",
+    "MESSAGE",
+    "CONTENT_PART",
+    "STRUCTURED_OUTPUTS",
+    "STREAM_OPTIONS",
+    "COMPLETIONS",
+    "EMBEDDINGS",
+    "TRANSCRIPTION",
+    "SPEECH",
+)
 
-HELLO = [{"role": "user", "content": "Hello"}]
-CHAT = {"model": "m", "messages": HELLO}
 EMBED = {"model": "m", "input": "Hello"}
 SPEAK = {"model": "m", "input": "Hello", "voice": "alloy"}
 
@@ -52,7 +67,8 @@ def as_markdown(table: Parameters) -> str:
     for name, parameter in table.items():
         allowed = " or ".join(f"`{orjson.dumps(value).decode()}`" for value in parameter.allowed)
         verdict = f"{parameter.verdict}, except {allowed}" if allowed else str(parameter.verdict)
-        rows.append(f"| `{name}` | {verdict} | {parameter.note} |")
+        origin = "Extension. " if parameter.extension else ""
+        rows.append(f"| `{name}` | {verdict} | {origin}{parameter.note} |")
     return "".join(f"{row}\n" for row in rows)
 
 
@@ -73,10 +89,19 @@ def test_docs_show_the_table_of_verdicts(name: str) -> None:
                 ChatCompletionSystemMessageParam,
                 ChatCompletionUserMessageParam,
                 ChatCompletionAssistantMessageParam,
+                ChatCompletionToolMessageParam,
+                ChatCompletionFunctionMessageParam,
             ],
         ),
         (parameters.CONTENT_PART, [ChatCompletionContentPartTextParam, ChatCompletionContentPartRefusalParam]),
         (parameters.STREAM_OPTIONS, [ChatCompletionStreamOptionsParam]),
+        (
+            parameters.COMPLETIONS,
+            [
+                completions_of_the_sdk.CompletionCreateParamsNonStreaming,
+                completions_of_the_sdk.CompletionCreateParamsStreaming,
+            ],
+        ),
         (parameters.EMBEDDINGS, [EmbeddingCreateParams]),
         (parameters.TRANSCRIPTION, [TranscriptionCreateParamsNonStreaming, TranscriptionCreateParamsStreaming]),
         (parameters.SPEECH, [SpeechCreateParams]),
@@ -91,7 +116,10 @@ def test_every_parameter_of_the_sdk_has_a_verdict(table: Parameters, typed_dicts
     ("table", "model", "besides"),
     [
         (parameters.CHAT, ChatCompletionParams, set()),
+        (parameters.MESSAGE, Message, {"refusal", "reasoning"}),
+        (parameters.STRUCTURED_OUTPUTS, StructuredOutputs, set()),
         (parameters.STREAM_OPTIONS, StreamOptions, set()),
+        (parameters.COMPLETIONS, CompletionParams, set()),
         (parameters.EMBEDDINGS, EmbeddingParams, set()),
         (parameters.TRANSCRIPTION, TranscriptionParams, {"file"}),
         (parameters.SPEECH, SpeechParams, set()),
@@ -101,12 +129,7 @@ def test_supported_parameters_are_the_fields_of_the_wire_type(
     table: Parameters, model: type[BaseModel], besides: set[str]
 ) -> None:
     supported = {name for name, parameter in table.items() if parameter.verdict is Verdict.SUPPORTED}
-    assert supported == model.model_fields.keys() | besides
-
-
-def parse_chat(screen: Screen | None = None, **fields: Any) -> ChatRequest:
-    body = orjson.dumps({**CHAT, **fields})
-    return ChatCompletionParams.parse(body, screen or Screen()).to_request()
+    assert supported == {field.alias or name for name, field in model.model_fields.items()} | besides
 
 
 def parse_embeddings(**fields: Any) -> EmbeddingRequest:
@@ -142,8 +165,8 @@ def test_a_neutral_value_of_a_refused_parameter_is_taken_and_not_reported(name: 
 
 
 def test_true_is_not_the_neutral_one() -> None:
-    with pytest.raises(InvalidRequest, match="'n'"):
-        parse_chat(n=True)
+    with pytest.raises(InvalidRequest, match="'best_of'"):
+        parse_chat(best_of=True)
 
 
 def test_null_is_absent_everywhere() -> None:
@@ -157,7 +180,11 @@ def test_null_is_absent_everywhere() -> None:
 
 def test_ignored_and_unknown_names_are_listed_once_in_order() -> None:
     screen = Screen()
-    message = {"role": "user", "name": "Ada", "content": [{"type": "text", "text": "a", "prompt_cache_breakpoint": {}}]}
+    message = {
+        "role": "user",
+        "annotations": [],
+        "content": [{"type": "text", "text": "a", "prompt_cache_breakpoint": {}}],
+    }
     parse_chat(
         screen,
         messages=[message, message],
@@ -167,8 +194,8 @@ def test_ignored_and_unknown_names_are_listed_once_in_order() -> None:
         stream_options={"include_obfuscation": True, "colour": "red"},
     )
     assert screen.headers()["x-ignored-params"].split(",") == [
+        "messages[].annotations",
         "messages[].content[].prompt_cache_breakpoint",
-        "messages[].name",
         "stream_options.colour",
         "stream_options.include_obfuscation",
         "user",
@@ -238,9 +265,6 @@ def test_chat_refuses_what_is_malformed_and_names_it(fields: dict[str, Any], par
     assert caught.value.param == param
 
 
-TOOL_CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-
-
 @pytest.mark.parametrize(
     ("messages", "param"),
     [
@@ -253,8 +277,6 @@ TOOL_CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "argu
         ([{"content": "Hello"}], "messages[0].role"),
         ([{"role": "wizard", "content": "Hello"}], "messages[0].role"),
         ([{"role": ["user"], "content": "Hello"}], "messages[0].role"),
-        ([*HELLO, {"role": "tool", "content": "4", "tool_call_id": "call_1"}], "messages[1].role"),
-        ([*HELLO, {"role": "function", "content": "4", "name": "f"}], "messages[1].role"),
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": 5}], "messages[0].content"),
@@ -268,7 +290,6 @@ TOOL_CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "argu
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "file", "file": {}}]}], "messages[0].content[0]"),
-        ([*HELLO, {"role": "assistant", "tool_calls": [TOOL_CALL]}], "messages[1].tool_calls"),
         ([{"role": "assistant", "refusal": 5}], "messages[0].content"),
         (HELLO * 2049, "messages"),
         ([None] * 100_000, "messages"),

@@ -1,8 +1,10 @@
 """The chat handler end to end on a tiny random model: real loading, real tokenizer, real batcher."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -11,15 +13,19 @@ from batching.errors import DeadlineExceeded, QueueFull
 from batching.job import Caller
 from batching.limits import Limits
 from handlers.chat.handler import TransformersChatHandler
-from handlers.chat.types import ChatRequest, Delta, Sampling
+from handlers.chat.types import ChatRequest, CompletionRequest, Delta, Sampling
 from handlers.errors import InvalidRequest, ModelLoadError
 from handlers.spec import ModelSpec, Task
+from handlers.tokenization import load_tokenizer
 from tests.handlers.tiny import save_chat_model
 
 pytestmark = pytest.mark.anyio
 
 LIMITS = Limits(max_queue_size=2, max_batch_size=2, max_batch_cost=512)
+ROOM = Limits(max_queue_size=8, max_batch_size=8, max_batch_cost=4096)
 GREEDY = Sampling(temperature=0)
+PROMPT_TOKENS = 5
+"""Of "Hi": the mark of its role, two letters, the mark of its end and that of the answer's role."""
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def serving(folder: Path, limits: Limits = LIMITS) -> AsyncIterator[TransformersChatHandler]:
-    spec = ModelSpec("tiny", Task.CHAT, "dir:somewhere", dtype="float32", limits=limits)
+async def serving(folder: Path, limits: Limits = LIMITS, **options: Any) -> AsyncIterator[TransformersChatHandler]:
+    spec = ModelSpec("tiny", Task.CHAT, "dir:somewhere", dtype="float32", limits=limits, **options)
     handler = TransformersChatHandler(spec, lambda source: folder)
     await handler.load()
     async with anyio.create_task_group() as tasks:
@@ -41,6 +47,23 @@ async def serving(folder: Path, limits: Limits = LIMITS) -> AsyncIterator[Transf
 def request(text: str = "Hi", role: str = "user", **options: object) -> ChatRequest:
     options = {"max_tokens": 12, "sampling": GREEDY, **options}
     return ChatRequest([{"role": role, "content": text}], **options)  # type: ignore[arg-type]
+
+
+def completion(*prompts: str | Sequence[int], **options: Any) -> CompletionRequest:
+    return CompletionRequest(prompts, **{"max_tokens": 12, "sampling": GREEDY, **options})
+
+
+async def complete(handler: TransformersChatHandler, request: CompletionRequest) -> list[Delta]:
+    async with await handler.complete(request, Caller()) as generation:
+        return [delta async for delta in generation]
+
+
+def texts_of(deltas: Sequence[Delta]) -> list[str]:
+    """The text of every answer."""
+    texts: dict[int, str] = {}
+    for delta in deltas:
+        texts[delta.index] = texts.get(delta.index, "") + delta.text
+    return [texts[index] for index in sorted(texts)]
 
 
 async def answer(handler: TransformersChatHandler, chat: ChatRequest, caller: Caller | None = None) -> list[Delta]:
@@ -118,6 +141,159 @@ async def test_a_developer_speaks_as_system_where_the_template_knows_no_develope
     async with serving(folder) as handler:
         as_developer, as_system = [await answer(handler, request(role=role)) for role in ("developer", "system")]
     assert as_developer == as_system
+
+
+# Several answers
+
+
+async def test_n_answers_come_from_one_prompt_each_with_its_own_end(folder: Path) -> None:
+    sampling = Sampling(temperature=2.0, seed=5)
+    async with serving(folder, ROOM) as handler:
+        async with await handler.open(request(n=3, sampling=sampling), Caller()) as generation:
+            deltas = [delta async for delta in generation]
+        alone = [texts_of(await answer(handler, request(sampling=replace(sampling, seed=5 + i))))[0] for i in range(3)]
+    assert texts_of(deltas) == alone
+    ends = {delta.index: (delta.finish_reason, delta.completion_tokens) for delta in deltas if delta.finish_reason}
+    assert sorted(ends) == [0, 1, 2]
+    assert all(reason in ("stop", "length") and tokens <= 12 for reason, tokens in ends.values())
+    assert generation.prompt_tokens == PROMPT_TOKENS
+
+
+async def test_a_stop_text_ends_one_of_several_answers(folder: Path) -> None:
+    sampling = Sampling(temperature=2.0, seed=5)
+    async with serving(folder, ROOM) as handler:
+        whole = texts_of(await answer(handler, request(n=2, max_tokens=24, sampling=sampling)))
+        stop = next(character for character in whole[0] if character not in whole[1])
+        deltas = await answer(handler, request(n=2, max_tokens=24, sampling=sampling, stop=(stop,)))
+    assert texts_of(deltas) == [whole[0].partition(stop)[0], whole[1]]
+
+
+async def test_more_answers_than_may_wait_are_refused_all_together(folder: Path) -> None:
+    async with serving(folder, Limits(max_queue_size=3, max_batch_size=1)) as handler:
+        async with await handler.open(request(max_tokens=200), Caller()) as running:
+            assert await anext(aiter(running))
+            async with await handler.open(request(), Caller()):
+                with pytest.raises(QueueFull):
+                    await handler.open(request(n=3), Caller())
+                async with await handler.open(request(n=2), Caller()):
+                    """Two do fit."""
+
+
+# Log-probabilities
+
+
+async def test_log_probabilities_come_with_every_token(folder: Path) -> None:
+    async with serving(folder) as handler:
+        deltas = await answer(handler, request(sampling=Sampling(temperature=0, top_logprobs=2)))
+    logprobs = [token for delta in deltas for token in delta.logprobs]
+    assert len(logprobs) == deltas[-1].completion_tokens
+    for token in logprobs:
+        assert len(token.top) == 2
+        assert (token.top[0].bytes, token.top[0].logprob) == (token.bytes, token.logprob)
+
+
+# The prefix cache
+
+
+async def test_a_prompt_that_comes_again_is_told_to_be_cached(folder: Path) -> None:
+    async with serving(folder) as handler:
+        cached = []
+        for _ in range(2):
+            async with await handler.open(request("x" * 100), Caller()) as generation:
+                deltas = [delta async for delta in generation]
+            cached.append((generation.cached_tokens, texts_of(deltas)))
+    assert [count for count, _ in cached] == [0, 96]
+    assert cached[0][1] == cached[1][1]
+
+
+async def test_the_answers_to_one_prompt_count_what_was_cached_once(folder: Path) -> None:
+    async with serving(folder, ROOM) as handler:
+        await answer(handler, request("x" * 100))
+        async with await handler.open(request("x" * 100, n=3), Caller()) as generation:
+            assert len(texts_of([delta async for delta in generation])) == 3
+    assert generation.cached_tokens == 96
+
+
+async def test_without_memory_for_it_nothing_is_cached(folder: Path) -> None:
+    async with serving(folder, prefix_cache_bytes=0) as handler:
+        for _ in range(2):
+            async with await handler.open(request("x" * 100), Caller()) as generation:
+                assert [delta async for delta in generation]
+            assert generation.cached_tokens == 0
+
+
+# Completions
+
+
+async def test_a_plain_prompt_is_completed_without_the_template(folder: Path) -> None:
+    async with serving(folder) as handler:
+        async with await handler.complete(completion("abc"), Caller()) as generation:
+            as_text = [delta async for delta in generation]
+        token_ids = load_tokenizer(folder).encode("abc").ids
+        as_tokens = await complete(handler, completion(token_ids))
+    assert generation.prompt_tokens == 3
+    assert as_text[-1].completion_tokens == 12
+    assert texts_of(as_text) == texts_of(as_tokens)
+
+
+async def test_choices_are_numbered_prompt_by_prompt(folder: Path) -> None:
+    sampling = Sampling(temperature=2.0, seed=5)
+    async with serving(folder, ROOM) as handler:
+        together = texts_of(await complete(handler, completion("abc", "xyz", n=2, sampling=sampling)))
+        apart = [texts_of(await complete(handler, completion(text, n=2, sampling=sampling))) for text in ("abc", "xyz")]
+    assert together == [*apart[0], *apart[1]]
+
+
+async def test_an_echo_is_the_prompt_and_the_answer(folder: Path) -> None:
+    async with serving(folder) as handler:
+        plain = texts_of(await complete(handler, completion("abc")))
+        echoed = texts_of(await complete(handler, completion("abc", echo=True)))
+    assert echoed == ["abc" + plain[0]]
+
+
+async def test_an_echo_with_log_probabilities_has_those_of_the_prompt(folder: Path) -> None:
+    sampling = Sampling(temperature=0, top_logprobs=1)
+    async with serving(folder) as handler:
+        deltas = await complete(handler, completion("abc", echo=True, sampling=sampling, max_tokens=2))
+    logprobs = [token for delta in deltas for token in delta.logprobs]
+    assert [token.text for token in logprobs[:3]] == ["a", "b", "c"]
+    assert [token.logprob is None for token in logprobs] == [True, False, False, False, False]
+
+
+async def test_the_best_of_several_are_the_likeliest(folder: Path) -> None:
+    sampling = Sampling(temperature=2.0, seed=5, top_logprobs=0, ignore_eos=True)
+    async with serving(folder, ROOM) as handler:
+        deltas = await complete(handler, completion("abc", n=4, sampling=sampling))
+        best = await complete(handler, completion("abc", n=2, best_of=4, sampling=sampling))
+    likelihood = [0.0] * 4
+    for delta in deltas:
+        likelihood[delta.index] += sum(token.logprob or 0.0 for token in delta.logprobs)
+    order = sorted(range(4), key=lambda i: -likelihood[i])
+    assert texts_of(best) == [texts_of(deltas)[i] for i in order[:2]]
+
+
+@pytest.mark.parametrize(
+    ("refused", "param"),
+    [
+        (completion("x" * 300), "prompt"),
+        (completion([5] * 300), "prompt"),
+        (completion([5, 100_000]), "prompt"),
+        (completion([-1]), "prompt"),
+        (completion(""), "prompt"),
+        (completion("a", suffix="b"), "suffix"),
+        (completion("a", sampling=Sampling(logit_bias={100_000: 1.0})), "logit_bias"),
+        (completion("a", sampling=Sampling(stop_token_ids=(-1,))), "stop_token_ids"),
+    ],
+)
+async def test_a_completion_that_cannot_be_is_refused(folder: Path, refused: CompletionRequest, param: str) -> None:
+    async with serving(folder) as handler:
+        with pytest.raises(InvalidRequest) as error:
+            await handler.complete(refused, Caller())
+        assert error.value.param == param
+        assert (await answer(handler, request()))[-1].completion_tokens == 12
+
+
+# Admission and ends
 
 
 async def test_more_chats_than_may_run_and_wait_are_refused_at_once(folder: Path) -> None:

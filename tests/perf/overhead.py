@@ -4,11 +4,13 @@
     python -m tests.perf.overhead --clients 32 --requests 20000
 
 A server process runs the real middleware, routes, registry and batch loops around engines that compute nothing. This
-process keeps `--clients` connections busy with it. CPU is the server's own, user and system, over all its threads.
+process keeps `--clients` connections busy with it. CPU is the server's own, user and system, over all its threads. A
+stream is 64 tokens, each of them a step and an event.
 """
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import socket
@@ -16,6 +18,8 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,16 +35,21 @@ from batching.worker import Worker
 from gateway.app import create_app
 from gateway.settings import Settings
 from gateway.telemetry.logging import configure
-from handlers.chat.handler import ChatGeneration
+from handlers.chat.answer import Answer
+from handlers.chat.engine import Generated, Prompt
+from handlers.chat.generation import ChatGeneration
+from handlers.chat.sampling import Choice
 from handlers.chat.stops import StopMatcher
-from handlers.chat.types import ChatRequest
+from handlers.chat.types import ChatRequest, CompletionRequest
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
 from handlers.spec import ModelSpec, Task
 
-REQUESTS = {
+REQUESTS: dict[str, dict[str, Any]] = {
     "embeddings": {"model": "instant-embeddings", "input": "hello"},
-    "chat/completions": {"model": "instant-chat", "messages": [{"role": "user", "content": "hello"}]},
+    "chat/completions": {"model": "instant-chat", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1},
 }
+STREAM_TOKENS = 64
+STREAM = {**REQUESTS["chat/completions"], "max_tokens": STREAM_TOKENS, "stream": True}
 
 
 class InstantEmbeddings:
@@ -66,13 +75,28 @@ class InstantEmbeddings:
 
 
 class InstantEngine:
-    """Every answer is one token."""
+    """Every answer is as long as it may be."""
 
-    def step(self, joining: Sequence[Joining[str, int]], leaving: Sequence[int]) -> list[StepOutput[int]]:
-        return [StepOutput(entry.id, 1, "stop") for entry in joining]
+    def __init__(self) -> None:
+        self._left: dict[int, int] = {}
+
+    def step(
+        self, joining: Sequence[Joining[Prompt, Generated]], leaving: Sequence[int]
+    ) -> list[StepOutput[Generated]]:
+        for id in leaving:
+            self._left.pop(id, None)
+        self._left |= {entry.id: entry.prompt.max_tokens for entry in joining}
+        return [self._token(id) for id in list(self._left)]
 
     def reset(self) -> None:
-        """No rows are kept."""
+        self._left.clear()
+
+    def _token(self, id: int) -> StepOutput[Generated]:
+        self._left[id] -= 1
+        if self._left[id]:
+            return StepOutput(id, Generated(Choice(1)))
+        del self._left[id]
+        return StepOutput(id, Generated(Choice(1)), "length")
 
 
 class OneLetter:
@@ -86,7 +110,7 @@ class OneLetter:
 class InstantChat:
     def __init__(self) -> None:
         self.spec = ModelSpec("instant-chat", Task.CHAT, "dir:/none")
-        self._batcher: ContinuousBatcher[Any, int] = ContinuousBatcher(
+        self._batcher: ContinuousBatcher[Prompt, Generated] = ContinuousBatcher(
             self.spec.id, InstantEngine(), Limits(), worker=Worker(self.spec.id)
         )
         self.run, self.drain = self._batcher.run, self._batcher.drain
@@ -99,7 +123,12 @@ class InstantChat:
 
     async def open(self, request: ChatRequest, caller: Caller) -> ChatGeneration:
         detokenizer: Any = OneLetter()
-        return ChatGeneration(self._batcher.open(Job("", caller)), 1, detokenizer, StopMatcher(request.stop))
+        prompt = Prompt([1], request.max_tokens or 1, request.sampling)
+        streams = self._batcher.open_all([Job(prompt, caller)])
+        return ChatGeneration(streams, [prompt], [Answer(0, detokenizer, StopMatcher(request.stop))])
+
+    async def complete(self, request: CompletionRequest, caller: Caller) -> ChatGeneration:
+        raise NotImplementedError
 
 
 def serve() -> None:
@@ -120,10 +149,18 @@ async def connection(port: int, request: bytes, count: int, seconds: list[float]
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200"), head
         length = re.search(rb"content-length: (\d+)", head)
-        assert length
-        await reader.readexactly(int(length[1]))
+        await (reader.readexactly(int(length[1])) if length else reader.readuntil(b"\r\n0\r\n\r\n"))
         seconds.append(time.perf_counter() - started)
     writer.close()
+
+
+def await_ready(port: int) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz"):
+            return
+        time.sleep(0.05)
+    raise TimeoutError("the server was not ready after 30 s")
 
 
 def cpu_seconds(pid: int) -> float:
@@ -132,8 +169,10 @@ def cpu_seconds(pid: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-async def measure(pid: int, port: int, path: str, clients: int, requests: int) -> None:
-    body = orjson.dumps(REQUESTS[path])
+async def measure(pid: int, port: int, name: str, clients: int, requests: int) -> None:
+    streamed = name == "stream"
+    path, payload = ("chat/completions", STREAM) if streamed else (name, REQUESTS[name])
+    body = orjson.dumps(payload)
     head = f"POST /v1/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     request = head.encode() + body
     await asyncio.gather(*(connection(port, request, 50, []) for _ in range(clients)))
@@ -141,9 +180,11 @@ async def measure(pid: int, port: int, path: str, clients: int, requests: int) -
     cpu, started = cpu_seconds(pid), time.perf_counter()
     await asyncio.gather(*(connection(port, request, requests // clients, seconds) for _ in range(clients)))
     elapsed, cpu = time.perf_counter() - started, cpu_seconds(pid) - cpu
+    each, unit = (STREAM_TOKENS, "token") if streamed else (1, "request")
+    count = len(seconds) * each
     print(  # noqa: T201 - the figures are this script's output
-        f"{path:<17} c={clients:<3} {len(seconds) / elapsed:6.0f} req/s  "
-        f"{cpu / len(seconds) * 1e3:.3f} ms CPU a request  p50 {statistics.median(seconds) * 1e3:.2f} ms"
+        f"{name:<17} c={clients:<3} {count / elapsed:6.0f} {unit}s/s  {cpu / count * 1e3:.3f} ms CPU a {unit}  "
+        f"p50 {statistics.median(seconds) * 1e3:.2f} ms"
     )
 
 
@@ -161,9 +202,11 @@ def main() -> None:
         assert server.stdout is not None
         port = int(server.stdout.readline())
         try:
-            for path in REQUESTS:
-                for clients in options.clients:
-                    asyncio.run(measure(server.pid, port, path, clients, options.requests))
+            await_ready(port)
+            for clients in options.clients:
+                for name in REQUESTS:
+                    asyncio.run(measure(server.pid, port, name, clients, options.requests))
+                asyncio.run(measure(server.pid, port, "stream", clients, options.requests // STREAM_TOKENS * 4))
         finally:
             server.terminate()
 

@@ -44,7 +44,7 @@ await assert.rejects(client.chat.completions.create({ ...chat, model: "gpt-17" }
   assert.ok(error.requestID);
   return true;
 });
-await assert.rejects(client.chat.completions.create({ ...chat, n: 2 }), (error) => {
+await assert.rejects(client.chat.completions.create({ ...chat, n: 129 }), (error) => {
   assert.ok(error instanceof OpenAI.BadRequestError);
   assert.equal(error.param, "n");
   return true;
