@@ -1,11 +1,11 @@
 """POST /v1/chat/completions: what is taken."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import FailFast, Field
 
-from gateway.schemas.common import Screen, read_object
-from gateway.schemas.generation import GenerationParams, sort_nested
+from gateway.schemas.common import Screen
+from gateway.schemas.generation import GenerationParams
 from gateway.schemas.messages import Message, inner_messages, plain_messages
 from gateway.schemas.parameters import CHAT
 from gateway.schemas.template import TemplateParams
@@ -17,6 +17,8 @@ Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class ChatCompletionParams(GenerationParams, ToolParams, TemplateParams):
+    TABLE = CHAT
+
     messages: Annotated[list[Message], FailFast()]
     max_completion_tokens: Tokens | None = None
     max_tokens: Tokens | None = None
@@ -24,16 +26,16 @@ class ChatCompletionParams(GenerationParams, ToolParams, TemplateParams):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
 
     @classmethod
-    def parse(cls, body: bytes, screen: Screen) -> Self:
-        """Raises InvalidRequest, naming what is wrong."""
-        fields = screen.sort(read_object(body), CHAT)
-        _sort_messages_and_tools(fields, screen)
-        sort_nested(fields, screen)
-        params = cls.read(fields)
-        params._check()
-        return params
+    def sort_nested(cls, fields: dict[str, Any], screen: Screen) -> None:
+        if "messages" in fields:
+            fields["messages"] = plain_messages(fields["messages"], screen)
+        if "tools" in fields:
+            fields["tools"] = known_tools(fields["tools"], screen)
+        if "functions" in fields:
+            fields["functions"] = screen.known(fields["functions"], Function, "functions")
+        super().sort_nested(fields, screen)
 
-    def _check(self) -> None:
+    def check(self) -> None:
         self.check_stream()
         self.check_tools()
         self.check_turns()
@@ -63,12 +65,3 @@ class ChatCompletionParams(GenerationParams, ToolParams, TemplateParams):
             continue_final_message=self.continue_final_message,
             cache_salt=cache_salt,
         )
-
-
-def _sort_messages_and_tools(fields: dict[str, Any], screen: Screen) -> None:
-    if "messages" in fields:
-        fields["messages"] = plain_messages(fields["messages"], screen)
-    if "tools" in fields:
-        fields["tools"] = known_tools(fields["tools"], screen)
-    if "functions" in fields:
-        fields["functions"] = screen.known(fields["functions"], Function, "functions")

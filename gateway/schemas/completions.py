@@ -1,11 +1,10 @@
 """POST /v1/completions: what is taken."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import Field, PlainValidator
 
-from gateway.schemas.common import Screen, read_object
-from gateway.schemas.generation import MAX_CHOICES, Choices, GenerationParams, sort_nested
+from gateway.schemas.generation import MAX_CHOICES, Choices, GenerationParams
 from gateway.schemas.inputs import InputForms, Inputs
 from gateway.schemas.parameters import COMPLETIONS
 from handlers.chat.types import CompletionRequest
@@ -16,6 +15,8 @@ _PROMPT = InputForms("prompt", max_items=MAX_CHOICES, empty_texts=True)
 
 
 class CompletionParams(GenerationParams):
+    TABLE = COMPLETIONS
+
     prompt: Annotated[Inputs, PlainValidator(_PROMPT.read)]
     max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 16
     best_of: Choices | None = None
@@ -23,16 +24,7 @@ class CompletionParams(GenerationParams):
     suffix: str = ""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
-    @classmethod
-    def parse(cls, body: bytes, screen: Screen) -> Self:
-        """Raises InvalidRequest, naming what is wrong."""
-        fields = screen.sort(read_object(body), COMPLETIONS)
-        sort_nested(fields, screen)
-        params = cls.read(fields)
-        params._check()
-        return params
-
-    def _check(self) -> None:
+    def check(self) -> None:
         self.check_stream()
         self.check_min_tokens(self.max_tokens)
         self._check_choices()

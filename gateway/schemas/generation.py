@@ -1,13 +1,14 @@
 """What chats and completions take alike."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, FailFast, Field
 
-from gateway.schemas.common import ModelName, Screen, Wire
+from gateway.schemas.common import ModelName, Screen, Wire, read_object
 from gateway.schemas.output_format import OutputParams, sort_formats
 from gateway.schemas.parameters import STREAM_OPTIONS
 from gateway.schemas.sampling import SamplingParams
+from gateway.schemas.verdicts import Parameters
 from handlers.errors import InvalidRequest
 
 MAX_CHOICES = 128  # of one request
@@ -36,6 +37,29 @@ class GenerationParams(SamplingParams, OutputParams):
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = 0
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
+    TABLE: ClassVar[Parameters]
+    """What becomes of each parameter."""
+
+    @classmethod
+    def parse(cls, body: bytes, screen: Screen) -> Self:
+        """Raises InvalidRequest, naming what is wrong."""
+        fields = screen.sort(read_object(body), cls.TABLE)
+        cls.sort_nested(fields, screen)
+        params = cls.read(fields)
+        params.check()
+        return params
+
+    @classmethod
+    def sort_nested(cls, fields: dict[str, Any], screen: Screen) -> None:
+        """The same as `Screen.sort`, for the objects in `fields`."""
+        sort_formats(fields, screen)
+        if isinstance(options := fields.get("stream_options"), dict):
+            fields["stream_options"] = screen.sort(options, STREAM_OPTIONS, "stream_options.")
+
+    def check(self) -> None:
+        """What one field says of another. Raises InvalidRequest."""
+        raise NotImplementedError
+
     @property
     def background(self) -> bool:
         return self.service_tier == "flex" or self.priority > 0
@@ -48,10 +72,3 @@ class GenerationParams(SamplingParams, OutputParams):
         if "stream_options" in self.model_fields_set and not self.stream:
             message = "'stream_options' is only allowed when 'stream' is true. Leave it out, or set 'stream' to true."
             raise InvalidRequest(message, "stream_options", "invalid_value")
-
-
-def sort_nested(fields: dict[str, Any], screen: Screen) -> None:
-    """The same as `Screen.sort`, for the objects in `fields` that both take."""
-    sort_formats(fields, screen)
-    if isinstance(options := fields.get("stream_options"), dict):
-        fields["stream_options"] = screen.sort(options, STREAM_OPTIONS, "stream_options.")
