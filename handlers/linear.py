@@ -1,5 +1,6 @@
 """A linear layer whose weight is laid out once, for the processor that will multiply it."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 
 from handlers.devices import packs_weights
 from handlers.kernels.compiled import kernels_pay
-from handlers.kernels.int8 import add_product
-from handlers.kernels.types import Floats, Int8s
+from handlers.kernels.product import add_product, panels
+from handlers.kernels.tile import COLUMNS
+from handlers.kernels.types import Floats, Panels
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,14 @@ ACTIVATIONS = {
 
 # oneDNN chooses the layout for so many rows; other counts run on it as well.
 _ROWS = 256
+
+ALL_ROWS = sys.maxsize
+
+_SMALLEST_SCALE = 1e-8
+_SIZE = 2048
+_ROWS_TO_TRY = (256, 64, 32, 16, 8, 4, 1)
+_NEGLIGIBLE = 1.1
+"""So much slower may 8 bits be: they leave three quarters of the memory to others."""
 
 
 class Linear:
@@ -68,18 +78,22 @@ class Linear:
 class Int8Linear:
     """x @ weight.T + bias with the weight rounded to 8 bits, one scale for each output; on the processor, in float32.
 
-    Few rows are a matter of reading the weight, a quarter of the bytes; more rows are multiplied faster by oneDNN, with
-    the very same rounded weight. few_rows: up to how many go the first way, all if `many` is None; many: the dtype of
-    the second.
+    few_rows: up to how many rows are multiplied so; more are by oneDNN, with the very same rounded weight in the dtype
+    `many`, or so as well if that is None.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, *, few_rows: int, many: torch.dtype | None = None
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        few_rows: int = ALL_ROWS,
+        many: torch.dtype | None = None,
     ) -> None:
         """weight: [out, in] and bias: [out], float32."""
         scales = weight.abs().amax(dim=1).clamp(min=_SMALLEST_SCALE) / 127
         rounded = (weight / scales[:, None]).round_().clamp_(-127, 127)
-        self.weight: Int8s = rounded.to(torch.int8).numpy()
+        self.panels: Panels = panels(rounded.to(torch.int8).numpy())
         self.scales: Floats = scales.numpy()
         self.bias: Floats = np.empty(0, np.float32) if bias is None else bias.numpy()
         self._few_rows = few_rows
@@ -95,18 +109,15 @@ class Int8Linear:
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of the weight, [indices, in]: embeddings and output layer are often one table."""
         chosen = indices.numpy()
-        return torch.from_numpy(self.weight[chosen] * self.scales[chosen][:, None])
+        weights = self.panels[chosen // COLUMNS, :, chosen % COLUMNS]
+        return torch.from_numpy(weights * self.scales[chosen][:, None])
 
     def _multiply_few(self, x: Tensor) -> Tensor:
         product = np.zeros((len(x), len(self.scales)), np.float32)
         if len(self.bias):
             product += self.bias
-        add_product(x.contiguous().numpy(), self.weight, self.scales, product)
+        add_product(x.contiguous().numpy(), self.panels, self.scales, product)
         return torch.from_numpy(product)
-
-
-_SMALLEST_SCALE = 1e-8
-_ROWS_TO_TRY = (64, 32, 16, 8, 4, 1)
 
 
 def rows_faster_in_int8(dtype: torch.dtype, *, clock: Callable[[], float] = time.perf_counter) -> int:
@@ -116,12 +127,12 @@ def rows_faster_in_int8(dtype: torch.dtype, *, clock: Callable[[], float] = time
     """
     if not kernels_pay():
         return 0
-    weight = torch.ones(4096, 4096)
-    int8, full = Int8Linear(weight, few_rows=max(_ROWS_TO_TRY)), Linear(weight.to(dtype))
+    weight = torch.ones(_SIZE, _SIZE)
+    int8, full = Int8Linear(weight), Linear(weight.to(dtype))
     for rows in _ROWS_TO_TRY:
-        x = torch.ones(rows, 4096)
-        if _seconds(int8, x, clock) < _seconds(full, x.to(dtype), clock):
-            return rows
+        x = torch.ones(rows, _SIZE)
+        if _seconds(int8, x, clock) < _NEGLIGIBLE * _seconds(full, x.to(dtype), clock):
+            return ALL_ROWS if rows == _ROWS_TO_TRY[0] else rows
     return 0
 
 

@@ -16,7 +16,7 @@ from handlers.chat.llama import LlamaConfig, LlamaModel
 from handlers.chat.packed import PackedModel
 from handlers.devices import pick_device, pick_dtype
 from handlers.errors import ModelLoadError
-from handlers.linear import rows_faster_in_int8
+from handlers.linear import ALL_ROWS, rows_faster_in_int8
 from handlers.pretrained import cannot_load, max_model_len
 from handlers.spec import ModelSpec
 from handlers.tokenization import load_tokenizer
@@ -76,7 +76,8 @@ def _load_model(spec: ModelSpec, folder: Path, config: Mapping[str, Any]) -> Pac
     dtype = pick_dtype(device, spec.dtype)
     int8_rows = rows_faster_in_int8(dtype) if device == "cpu" and spec.dtype == "auto" else 0
     model = LlamaModel(llama, Checkpoint(folder).read, dtype, torch.device(device), int8_rows=int8_rows)
-    weights = f", weights of 8 bits for up to {int8_rows} answers at once" if int8_rows else ""
+    weights = ", weights of 8 bits" if int8_rows else ""
+    weights += f" for up to {int8_rows} tokens at once" if 0 < int8_rows < ALL_ROWS else ""
     logger.info("%s runs on %s in %s%s", spec.id, device, str(dtype).removeprefix("torch."), weights)
     return model
 

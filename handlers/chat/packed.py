@@ -103,6 +103,23 @@ def attend(
     for group in batch.decodes:
         part = slice(group.start, group.stop)
         out[part] = _decode(group, layer, query[part], key[part], value[part], scale, window, softcap)
+    attend_chunks(batch, layer, query, key, value, scale, window=window, softcap=softcap, out=out)
+    return out
+
+
+def attend_chunks(
+    batch: PackedBatch,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    out: torch.Tensor,
+) -> None:
+    """`attend` for the prompts alone; theirs of the rows of `out` are set."""
     for chunk in batch.chunks:
         part = slice(chunk.start, chunk.stop)
         states = chunk.states[:, layer]
@@ -110,7 +127,6 @@ def attend(
         states[0, :, new] = key[part].transpose(0, 1)
         states[1, :, new] = value[part].transpose(0, 1)
         out[part] = _prefill(batch, chunk, states[:, :, : new.stop], query[part], scale, window, softcap)
-    return out
 
 
 def _decode(

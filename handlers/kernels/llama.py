@@ -5,8 +5,8 @@ from numba import prange
 
 from handlers.kernels.compiled import parallel_kernel
 from handlers.kernels.elementwise import gate, normalize, rotate
-from handlers.kernels.int8 import add_product
-from handlers.kernels.types import Floats, Int8s
+from handlers.kernels.product import add_product
+from handlers.kernels.types import Floats, Panels
 
 _COLUMNS = 256
 
@@ -16,7 +16,7 @@ def before_attention(
     hidden: Floats,
     norm: Floats,
     eps: float,
-    weight: Int8s,
+    weight: Panels,
     scales: Floats,
     bias: Floats,
     query_norm: Floats,
@@ -30,8 +30,9 @@ def before_attention(
 ) -> None:
     """Norm, projection, rotation.
 
-    hidden, normed: [rows, size]; weight: [(heads + 2 * key heads) * head size, size]; bias, query_norm, key_norm: empty
-    if there is none; cos, sin: [rows, head size]; query: [rows, heads, head size]; key, value: [rows, key heads, same].
+    hidden, normed: [rows, size]; weight: panels of (heads + 2 * key heads) * head size outputs; bias, query_norm,
+    key_norm: empty if there is none; cos, sin: [rows, head size]; query: [rows, heads, head size]; key, value: [rows,
+    key heads, head size].
     """
     rows, heads, head_size = query.shape
     keys_at = heads * head_size
@@ -56,13 +57,13 @@ def before_attention(
 def after_attention(
     attended: Floats,
     hidden: Floats,
-    out_weight: Int8s,
+    out_weight: Panels,
     out_scales: Floats,
     norm: Floats,
     eps: float,
-    gate_up_weight: Int8s,
+    gate_up_weight: Panels,
     gate_up_scales: Floats,
-    down_weight: Int8s,
+    down_weight: Panels,
     down_scales: Floats,
     normed: Floats,
 ) -> None:

@@ -16,8 +16,8 @@ from handlers.chat.llama import LlamaConfig, LlamaModel
 from handlers.kernels.attention import attend_rows
 from handlers.kernels.compiled import kernel, kernels_pay
 from handlers.kernels.elementwise import exponentiate, gate, normalize, rotate
-from handlers.kernels.int8 import add_product
-from handlers.linear import Int8Linear, rows_faster_in_int8
+from handlers.kernels.product import add_product, panels
+from handlers.linear import ALL_ROWS, Int8Linear, rows_faster_in_int8
 from handlers.sources import fetch
 from handlers.starter import CHAT
 from tests.handlers.engines import CPU, Run, causal_model, engine_of, entry, generate
@@ -44,6 +44,10 @@ def normal(*shape: int) -> Any:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
+def rounded_numbers(rows: int, columns: int, dtype: Any) -> Any:
+    return np.random.default_rng(1).integers(-127, 128, (rows, columns)).astype(dtype)
+
+
 def test_where_nothing_can_be_kept_kernels_are_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("numba.core.caching.CompileResultCacheImpl._locator_classes", [])
     assert kernel(_one_more)(2) == 3
@@ -53,14 +57,23 @@ def _one_more(number: int) -> int:
     return number + 1
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 12])
-@pytest.mark.parametrize(("outputs", "inputs"), [(1, 3), (2, 8), (33, 17), (96, 64), (131, 40)])
-def test_a_product_is_added(rows: int, outputs: int, inputs: int) -> None:
+@pytest.mark.parametrize("rows", [*range(1, 15), 40])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 3), (16, 8), (33, 17), (96, 64), (131, 40)])
+@pytest.mark.parametrize("dtype", [np.int8, np.float32])
+def test_a_product_is_added(rows: int, outputs: int, inputs: int, dtype: Any) -> None:
     x, scales, out = normal(rows, inputs), np.abs(normal(outputs)), normal(rows, outputs)
-    weight = np.random.default_rng(1).integers(-127, 128, (outputs, inputs), dtype=np.int8)
+    weight = rounded_numbers(outputs, inputs, dtype)
     expected = out + x @ (weight * scales[:, None]).T
-    add_product(x, weight, scales, out)
+    add_product(x, panels(weight), scales, out)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_product_goes_to_a_part_of_a_larger_array() -> None:
+    x, out = normal(7, 20), np.zeros((7, 48), np.float32)
+    weight = normal(16, 12)
+    add_product(x[:, 4:16], panels(weight), np.ones(16, np.float32), out[:, 16:32])
+    np.testing.assert_allclose(out[:, 16:32], x[:, 4:16] @ weight.T, rtol=1e-4, atol=1e-4)
+    assert not out[:, :16].any() and not out[:, 32:].any()
 
 
 @settings(max_examples=50, deadline=None)
@@ -102,17 +115,18 @@ def test_rotations() -> None:
 
 
 @pytest.mark.parametrize("window", [0, 5])
-def test_attention_of_rows_of_different_length(window: int) -> None:
-    lengths = np.array([0, 3, 17])
-    query, key, value = normal(3, 6, 8), normal(3, 2, 8), normal(3, 2, 8)
-    slab, out = normal(2, 2, 4, 2, 20, 8), np.empty((3, 6, 8), np.float32)
+@pytest.mark.parametrize("group", [1, 3])
+def test_attention_of_rows_of_different_length(window: int, group: int) -> None:
+    lengths, heads = np.array([0, 3, 17]), 2 * group
+    query, key, value = normal(3, heads, 8), normal(3, 2, 8), normal(3, 2, 8)
+    slab, out = normal(2, 2, 4, 2, 20, 8), np.empty((3, heads, 8), np.float32)
     attend_rows(query, key, value, slab, 1, lengths, window, out)
     for row, length in enumerate(lengths):
         np.testing.assert_array_equal(slab[:, 1, row, :, length], [key[row], value[row]])
         first = max(0, length + 1 - window) if window else 0
         keys, values = torch.from_numpy(slab[:, 1, row, :, first : length + 1])
-        expected = F.scaled_dot_product_attention(torch.from_numpy(query[row]).view(2, 3, 8), keys, values)
-        np.testing.assert_allclose(out[row], expected.view(6, 8).numpy(), rtol=1e-4, atol=1e-5)
+        expected = F.scaled_dot_product_attention(torch.from_numpy(query[row]).view(2, group, 8), keys, values)
+        np.testing.assert_allclose(out[row], expected.view(heads, 8).numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 9])
@@ -126,19 +140,19 @@ def test_a_linear_layer_of_few_and_of_many_rows(rows: int, many: torch.dtype | N
 
 
 def test_a_row_of_zeros_has_a_scale() -> None:
-    assert Int8Linear(torch.zeros(2, 4), few_rows=1)(torch.ones(1, 4)).tolist() == [[0.0, 0.0]]
+    assert Int8Linear(torch.zeros(2, 4))(torch.ones(1, 4)).tolist() == [[0.0, 0.0]]
 
 
 @pytest.mark.parametrize(
     ("seconds", "rows"),
     [
-        ([1.0, 2.0], 64),
-        ([2.0, 1.0, 1.0, 2.0], 32),
-        ([2.0, 1.0] * 6, 0),
+        ([1.05, 1.0], ALL_ROWS),
+        ([2.0, 1.0, 1.0, 2.0], 64),
+        ([2.0, 1.0] * 7, 0),
     ],
 )
 def test_how_many_rows_are_few_is_measured(monkeypatch: pytest.MonkeyPatch, seconds: list[float], rows: int) -> None:
-    """seconds: of int8 and of the other, from 64 rows down."""
+    """seconds: of int8 and of the other, from 256 rows down."""
     takes = iter(seconds)
     monkeypatch.setattr("handlers.linear._seconds", lambda linear, x, clock: next(takes))
     assert rows_faster_in_int8(torch.float32) == rows
@@ -161,9 +175,10 @@ def test_without_kernels_no_rows_are_few(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
     ids=["tied", "llama", "window", "bias", "norms"],
 )
-def test_models_answer_as_transformers_do(config: PretrainedConfig) -> None:
+@pytest.mark.parametrize("rows", [4, ALL_ROWS])
+def test_models_answer_as_transformers_do(config: PretrainedConfig, rows: int) -> None:
     reference = with_rounded_weights(causal_model(config))
-    model = int8_copy(reference)
+    model = int8_copy(reference, rows)
     answers = Run(engine_of(model)).until_done(*(entry(i, prompt, 30) for i, prompt in enumerate(PROMPTS)))
     assert answers == {i: generate(reference, prompt, 30) for i, prompt in enumerate(PROMPTS)}
     for i, prompt in enumerate(PROMPTS):
@@ -197,10 +212,10 @@ def with_rounded_weights(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def int8_copy(reference: PreTrainedModel) -> LlamaModel:
+def int8_copy(reference: PreTrainedModel, rows: int = ALL_ROWS) -> LlamaModel:
     config = LlamaConfig.read(reference.config.to_dict())
     assert config is not None
-    return LlamaModel(config, reference.state_dict().__getitem__, torch.float32, CPU, int8_rows=4)
+    return LlamaModel(config, reference.state_dict().__getitem__, torch.float32, CPU, int8_rows=rows)
 
 
 @pytest.mark.models

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from handlers.chat.kv_cache import KVShape
+from handlers.chat.llama.compiled import CompiledForward
 from handlers.chat.llama.config import AnyLinear, Layer, LlamaConfig
-from handlers.chat.llama.few_rows import FewRows
 from handlers.chat.packed import PackedBatch, attend
-from handlers.linear import Int8Linear, Linear
+from handlers.linear import ALL_ROWS, Int8Linear, Linear
 
 ReadTensor = Callable[[str], torch.Tensor]
 
@@ -45,16 +45,16 @@ class LlamaModel:
         self._embed = _lookup(embeddings, self._head if config.tied else None)
         self.parameters = _parameters(config)
         self._inverse_frequencies = _inverse_frequencies(config.head_dim, config.rope_theta, device)
-        self._few_rows: FewRows | None = None
+        self._compiled: CompiledForward | None = None
         if isinstance(self._head, Int8Linear):
-            self._few_rows = FewRows(config, self._layers, self._norm, self._head)
+            self._compiled = CompiledForward(config, self._layers, self._norm, self._head)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Logits of the wanted tokens: [wanted, vocab_size]."""
         hidden = self._embed(batch.token_ids)
         cos, sin = self._rotation(batch.positions)
-        if self._few_rows is not None and not batch.chunks and len(hidden) <= self.int8_rows:
-            return self._few_rows.forward(batch, hidden, cos, sin)
+        if self._compiled is not None and len(hidden) <= self.int8_rows:
+            return self._compiled(batch, hidden, cos, sin)
         for i, layer in enumerate(self._layers):
             hidden = hidden + self._attention(i, layer, batch, self._normed(hidden, layer.input_norm), cos, sin)
             hidden = hidden + self._mlp(layer, self._normed(hidden, layer.mlp_norm))
@@ -86,7 +86,8 @@ class LlamaModel:
         bias = None if bias is None else bias.to(self.device, self.dtype)
         if not self.int8_rows:
             return Linear(weight, bias)
-        return Int8Linear(weight, bias, few_rows=self.int8_rows, many=None if few else self._many_dtype)
+        many = None if few or self.int8_rows == ALL_ROWS else self._many_dtype
+        return Int8Linear(weight, bias, few_rows=self.int8_rows, many=many)
 
     def _attention(
         self,
