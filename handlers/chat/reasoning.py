@@ -76,6 +76,8 @@ class ReasoningSplitter:
         return self._enter(self._text, "".join(self._blanks) + stripped)
 
     def _within(self, piece: str) -> tuple[str, str]:
+        if not (self._pending or self._at_start) and self._form.closer[0] not in piece:
+            return piece, ""
         text = self._pending + piece
         if self._at_start:
             text = text.lstrip()
@@ -102,10 +104,10 @@ class ReasoningSplitter:
         return state(rest)
 
 
-def held_back(text: str, marker: str) -> int:
-    """Length of the longest end of `text` that `marker` begins with, and that is not all of it."""
-    tail = text[-len(marker) + 1 :]
-    at = tail.find(marker[0])
-    while at >= 0 and not marker.startswith(tail[at:]):
-        at = tail.find(marker[0], at + 1)
-    return len(tail) - at if at >= 0 else 0
+def held_back(text: str, marker: str, start: int = 0) -> int:
+    """Length of the end of `text` that `marker` begins with, and that is not all of it; not counting before `start`.
+
+    marker: its first character comes only once in it, so that nothing but the last such character can begin one.
+    """
+    at = text.rfind(marker[0], max(start, len(text) - len(marker) + 1))
+    return len(text) - at if at >= 0 and marker.startswith(text[at:]) else 0

@@ -1,13 +1,19 @@
 """Stop sequences over a text that arrives in pieces."""
 
+import re
 from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Lets text through up to the first stop sequence, and holds back an end that may yet become one."""
+    """Lets text through up to the first stop sequence, and holds back an end that may yet become one.
+
+    Takes time linear in the text, whatever it and the stop sequences are: each character is looked at once for each.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
+        self._stops = [_Stop(stop) for stop in stops if stop]
+        firsts = {stop.text[0] for stop in self._stops}
+        self._may_begin = re.compile("|".join(map(re.escape, sorted(firsts))) or "(?!)").search
         self._held = ""
         self.stopped = False
 
@@ -15,13 +21,16 @@ class StopMatcher:
         """The text that is safe to send now. After a match `stopped` is set and nothing more comes."""
         if self.stopped:
             return ""
+        if not self._held and not self._may_begin(piece):
+            return piece
         text = self._held + piece
         # The first to be complete wins, so that the answer does not depend on how the text was split.
-        found = min(((at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0), default=None)
+        ends = ((end, len(stop.text)) for stop in self._stops if (end := stop.feed(piece)) is not None)
+        found = min(((end, -length) for end, length in ends), default=None)
         if found is not None:
-            self.stopped, self._held = True, ""
-            return text[: found[1]]
-        keep = self._undecided(text)
+            self.stopped, held, self._held = True, len(self._held), ""
+            return text[: held + sum(found)]
+        keep = max(stop.matched for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -30,11 +39,34 @@ class StopMatcher:
         held, self._held = self._held, ""
         return held
 
-    def _undecided(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop sequence begins with."""
-        return max((_overlap(text, stop) for stop in self._stops), default=0)
+
+class _Stop:
+    """matched: how many characters of `text` the text fed so far ends with (Knuth, Morris and Pratt, 1977)."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.matched = 0
+        self._shorter = _borders(text)
+
+    def feed(self, piece: str) -> int | None:
+        """Where in `piece` it is complete for the first time."""
+        text, shorter, matched = self.text, self._shorter, self.matched
+        for at, character in enumerate(piece, 1):
+            while matched and text[matched] != character:
+                matched = shorter[matched]
+            matched += text[matched] == character
+            if matched == len(text):
+                return at
+        self.matched = matched
+        return None
 
 
-def _overlap(text: str, stop: str) -> int:
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+def _borders(text: str) -> list[int]:
+    """For each length of a beginning of `text`: that of the longest shorter one that it ends with too."""
+    borders = [0, 0]
+    for character in text[1:]:
+        length = borders[-1]
+        while length and text[length] != character:
+            length = borders[length]
+        borders.append(length + (text[length] == character))
+    return borders

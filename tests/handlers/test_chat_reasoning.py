@@ -3,6 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.chat.reasoning import FORMATS, ReasoningFormat, ReasoningSplitter, reasoning_format
+from handlers.chat.tools.formats import HERMES, LLAMA, MISTRAL
+from tests.handlers.effort import effort, in_fours
 
 THINK = ReasoningFormat("<think>", "</think>")
 
@@ -65,3 +67,19 @@ def test_a_prompt_may_open_the_reasoning() -> None:
     assert THINK.opened_by("<|im_start|>assistant\n<think>\n")
     assert not THINK.opened_by("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert THINK.markers == ("<think>", "</think>")
+
+
+@pytest.mark.parametrize("unit", ["<think>", "</think>", "</think", "<", " ", "word "])
+@pytest.mark.parametrize("opened", [True, False])
+def test_work_grows_with_the_text_and_not_faster(unit: str, opened: bool) -> None:
+    once, thrice = (effort(ReasoningSplitter(THINK, opened).feed, in_fours(unit, size)) for size in (2_000, 6_000))
+
+    assert thrice < 3.2 * once
+
+
+def test_a_marker_begins_where_its_first_character_last_stands() -> None:
+    """What `held_back` takes for granted."""
+    markers = [marker for form in FORMATS for marker in form.markers]
+    markers += [marker for form in (HERMES, LLAMA, MISTRAL) for marker in (form.opener, form.optional_opener) if marker]
+
+    assert all(marker.count(marker[0]) == 1 for marker in markers)

@@ -1,7 +1,9 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.chat.stops import StopMatcher
+from tests.handlers.effort import effort, in_fours
 
 
 def feed_all(matcher: StopMatcher, pieces: list[str]) -> str:
@@ -46,3 +48,15 @@ def test_any_split_gives_what_the_whole_text_gives(pieces: list[str], stops: lis
     matches = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
     _, cut = min(matches, default=(0, len(text)))
     assert feed_all(StopMatcher(stops), pieces) == text[:cut]
+
+
+def test_a_stop_sequence_that_overlaps_itself_is_found() -> None:
+    assert feed_all(StopMatcher(["aabaaa"]), list("xaabaabaaay")) == "xaab"
+
+
+@pytest.mark.parametrize("stop", ["ab" * 500 + "c", "a" * 1000 + "b", "END"])
+@pytest.mark.parametrize("unit", ["ab", "a", "E", "word "])
+def test_a_piece_costs_the_same_whatever_the_stop_sequences(unit: str, stop: str) -> None:
+    pieces = in_fours(unit, 9_000)
+
+    assert effort(StopMatcher([stop]).feed, pieces) < 50 * len(pieces)

@@ -1,5 +1,4 @@
 import json
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from handlers.chat.tools.formats import HERMES, LLAMA, MISTRAL, ToolFormat, choo
 from handlers.chat.tools.history import as_text, for_template
 from handlers.chat.tools.parser import ToolParser
 from handlers.chat.types import Tool, ToolCallDelta
+from tests.handlers.effort import effort, in_fours
 
 FORMATS = [HERMES, LLAMA, MISTRAL]
 Call = tuple[str | None, str]
@@ -117,25 +117,33 @@ def test_any_output_parses_alike_however_it_is_cut(form: ToolFormat, pieces: lis
     assert whole[1] or whole[0] == "".join(pieces)
 
 
-@pytest.mark.parametrize(
-    "unit",
-    ["<tool_call>", "<tool_call", "<", "{", "[", "[TOOL_CALLS][", '<tool_call>{"name": "f", "arguments": {"x": ', " "],
-)
+UNITS = ["<tool_call>", "<tool_call", "<", "{", "[", "[TOOL_CALLS][", "<|python_tag|>", " ", "word ", '"', "\\"]
+UNITS += ['<tool_call>{"name": "f", "arguments": {"x": ', '[TOOL_CALLS][{"name": "f", "arguments": {"x": "']
+UNITS += ['<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>', '{"name": "f", "parameters": {"x": [[], "']
+
+
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("form", FORMATS)
-def test_time_grows_with_the_output_and_not_faster(form: ToolFormat, unit: str) -> None:
-    def seconds(size: int) -> float:
-        text = unit * (size // len(unit))
-        pieces = [text[i : i + 20] for i in range(0, len(text), 20)]
-        started = time.process_time()
-        parse_all = ToolParser(form, {"f"})
-        for piece in pieces:
-            parse_all.feed(piece)
-        parse_all.flush()
-        return time.process_time() - started
+def test_work_grows_with_the_output_and_not_faster(form: ToolFormat, unit: str) -> None:
+    once, thrice = (effort(ToolParser(form, {"f"}).feed, in_fours(unit, size)) for size in (2_000, 6_000))
 
-    small = min(seconds(25_000) for _ in range(2))
+    assert thrice < 3.2 * once
 
-    assert seconds(200_000) < 8 * 5 * small + 0.05
+
+@pytest.mark.parametrize("start", ["", "<tool_call>", '<tool_call>{"name": "f", "arguments": {"x": "'])
+def test_however_long_a_run_nothing_is_looked_at_twice(start: str) -> None:
+    parser = ToolParser(HERMES, {"f"})
+    parser.feed(start)
+    pieces = in_fours("word ", 5_000)
+
+    assert effort(parser.feed, pieces) < 80 * len(pieces)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_fragments_of_calls_in_one_piece_are_passed_over_in_one_go(form: ToolFormat) -> None:
+    text = "<tool_call>[TOOL_CALLS]<|python_tag|>[[" * 1_000
+
+    assert effort(ToolParser(form, {"f"}).feed, [text]) < 10 * len(text)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Tool calls in an answer that arrives in pieces."""
 
+import re
 import secrets
 from collections.abc import Callable, Collection
 
@@ -21,6 +22,7 @@ class ToolParser:
         self._names = frozenset(names)
         self._new_id = new_id or (_short_id if form.short_ids else _long_id)
         self._marker = form.opener or form.optional_opener
+        self._opening = _opening(self._marker, form.listed)
         self._pending = ""
         self._held: list[str] = []
         self._in_list = self._closed = False
@@ -32,6 +34,8 @@ class ToolParser:
 
     def feed(self, piece: str) -> tuple[str, tuple[ToolCallDelta, ...]]:
         """(text, calls) that are known by now. `calls` counts the calls that have begun."""
+        if not self._pending and self._state == self._plain and self._marker[0] not in piece:
+            return piece, ()  # most of any answer
         text, at = self._pending + piece, 0
         self._pending = ""
         while at < len(text):
@@ -52,6 +56,8 @@ class ToolParser:
         return self._take()
 
     def _take(self) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        if not self._text and not self._deltas:
+            return "", ()
         text, deltas = "".join(self._text), tuple(self._deltas)
         self._text.clear()
         self._deltas.clear()
@@ -65,13 +71,14 @@ class ToolParser:
         return at if at == len(text) else self._opened_or_marked(text, at)
 
     def _plain(self, text: str, at: int) -> int | None:
-        found = text.find(self._marker, at)
-        if found >= 0:
-            self._text.append(text[at:found])
-            return self._open(found)
-        end = len(text) - held_back(text[at:], self._marker)
+        found = self._opening.search(text, at)
+        if found is not None:
+            self._text.append(text[at : found.start()])
+            return self._open(found.start())
+        end = len(text) - held_back(text, self._marker, at)
         self._text.append(text[at:end])
-        return end if end > at or end == len(text) else None
+        self._pending = text[end:]
+        return len(text)
 
     def _opened(self, text: str, at: int) -> int | None:
         """Behind an opener."""
@@ -169,6 +176,12 @@ class ToolParser:
         if end > at:
             self._held.append(text[at:end])
         return end
+
+
+def _opening(marker: str, listed: bool) -> re.Pattern[str]:
+    """The marker, unless something else than a call follows already: it is text then, found to be so in one go."""
+    bracket = r"(?:\[\s*+)?" if listed else ""
+    return re.compile(rf"{re.escape(marker)}(?=\s*+{bracket}(?:\{{|\Z))")
 
 
 def _meets(text: str, at: int, marker: str) -> bool | None:
