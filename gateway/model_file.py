@@ -10,10 +10,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from gateway.mistakes import Allowed, Refusal, SettingsError, allowed_values, did_you_mean, reason
-from gateway.values import Count, Device
+from gateway.values import Count, Folder, Size
 from handlers.errors import SourceError
 from handlers.sources import parse as parse_source
-from handlers.spec import ModelSpec, Task
+from handlers.spec import SPLIT, ModelSpec, Task
 from handlers.starter import STARTER_MODELS
 
 
@@ -40,6 +40,16 @@ Quantization = Annotated[Literal["none", "bnb-8bit", "bnb-4bit"], Allowed("none,
 Engine = Annotated[
     Literal["auto", "transformers", "faster-whisper", "hibari"],
     Allowed("auto, transformers, faster-whisper or hibari"),
+]
+Place = Annotated[
+    str,
+    Field(pattern=rf"^(auto|cpu|mps|cuda(:[0-9]{{1,3}})?|{SPLIT})$"),
+    Allowed(f"auto, cpu, mps, cuda, cuda:1 or {SPLIT}"),
+]
+MemoryByDevice = Annotated[
+    dict[Annotated[str, Field(pattern=r"^(cpu|mps|cuda:[0-9]{1,3})$")], Size],
+    Field(min_length=1),
+    Allowed('a table of sizes by device, such as { "cuda:0" = "20GiB", cpu = "10GiB" }'),
 ]
 Wait = Annotated[float, Field(strict=True, ge=0, le=60), Allowed("a number of seconds from 0 to 60")]
 
@@ -68,7 +78,9 @@ class ModelTable(BaseModel):
     dtype: Dtype | None = None
     quantization: Quantization | None = None
     engine: Engine | None = None
-    device: Device | None = None
+    device: Place | None = None
+    max_memory: MemoryByDevice | None = None
+    offload_folder: Folder | None = None
     max_model_len: Count | None = None
     openai_tokens: Source | None = None
     prefix_cache_bytes: Annotated[int, Field(strict=True, ge=0), Allowed("a number of bytes, 0 for none")] | None = None
@@ -119,12 +131,12 @@ def _mistake(place: str, error: ErrorDetails) -> str:
     location = error["loc"]
     if not location:
         return f"{place}: must be a table"
-    path = place + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    path = place + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "[key]")
     names = [part for part in location if isinstance(part, str)]
     if error["type"] == "extra_forbidden":
         siblings = _TABLES["limits" if len(names) > 1 else "models"].model_fields
         return f"{path}: is unknown{did_you_mean(names[-1], siblings)}"
-    return f"{path}: {reason(error, _ALLOWED[names[-1]])}"
+    return f"{path}: {reason(error, next(_ALLOWED[name] for name in reversed(names) if name in _ALLOWED))}"
 
 
 def _contradictions(tables: Mapping[str, ModelTable]) -> Iterator[str]:
@@ -140,9 +152,18 @@ def _contradictions(tables: Mapping[str, ModelTable]) -> Iterator[str]:
             yield f"{place}.dtype: int8 is for transcription models; this one is for {table.task}"
         if table.prefix_cache_bytes is not None and table.task is not Task.CHAT:
             yield f"{place}.prefix_cache_bytes: is for chat models; this one is for {table.task}"
+        yield from _split(place, table)
         yield from _without_effect(place, table)
         if table.max_model_len and table.task not in (Task.CHAT, Task.EMBEDDINGS):
             yield f"{place}.max_model_len: is for chat and embeddings models; this one is for {table.task}"
+
+
+def _split(place: str, table: ModelTable) -> Iterator[str]:
+    if table.device == SPLIT and table.task in (Task.EMBEDDINGS, Task.TRANSCRIPTION):
+        yield f"{place}.device: split is for chat models; this one is for {table.task}"
+    for name in {"max_memory", "offload_folder"} & table.model_fields_set:
+        if table.device != SPLIT:
+            yield f'{place}.{name}: has no effect unless device is "split"'
 
 
 def _without_effect(place: str, table: ModelTable) -> Iterator[str]:
@@ -174,6 +195,8 @@ def _spec(table: ModelTable, folder: Path) -> ModelSpec:
     given = {name: getattr(table, name) for name in table.model_fields_set}
     limits = table.limits.model_dump(exclude_unset=True) if table.limits else {}
     given |= {name: _beside(folder, given[name]) for name in ("source", "openai_tokens") if given.get(name)}
+    if table.offload_folder:
+        given["offload_folder"] = str(folder / table.offload_folder)
     return ModelSpec(**{**given, "limits": replace(_LIMITS[table.task], **limits)})
 
 

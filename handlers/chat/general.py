@@ -22,7 +22,7 @@ from handlers.chat.packed import PackedBatch, attend
 from handlers.chat.self_check import check_packed, probes
 from handlers.devices import is_out_of_memory
 from handlers.errors import ModelLoadError
-from handlers.pretrained import load_pretrained
+from handlers.pretrained import is_split, load_pretrained, main_device
 from handlers.spec import ModelSpec
 
 ATTENTION = "packed"
@@ -41,7 +41,8 @@ class GeneralModel:
             raise ModelLoadError("they remember more than keys and values")
         heads = config.num_attention_heads
         self._model = model
-        self.device = model.device
+        self._is_split = is_split(model)
+        self.device = main_device(model)
         self.vocab_size = config.vocab_size
         self.parameters = model.num_parameters(exclude_embeddings=True) + config.vocab_size * config.hidden_size
         self.int8_rows = 0
@@ -50,7 +51,7 @@ class GeneralModel:
             getattr(config, "num_key_value_heads", None) or heads,
             getattr(config, "head_dim", None) or config.hidden_size // heads,
             model.dtype,
-            model.device,
+            self.device,
         )
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
@@ -59,7 +60,8 @@ class GeneralModel:
             input_ids=batch.token_ids[None],
             position_ids=batch.positions[None],
             use_cache=False,
-            logits_to_keep=batch.logits_at,
+            # A split model's last layer may be on another device than its inputs, which a list is taken on from any.
+            logits_to_keep=batch.logits_at.tolist() if self._is_split else batch.logits_at,
             packed=batch,
         ).logits
         return logits[0]
@@ -101,22 +103,27 @@ def _attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query: [1, heads, tokens, head_dim], as transformers has it; returns [1, tokens, heads, head_dim]."""
+    """query: [1, heads, tokens, head_dim], as transformers has it; returns [1, tokens, heads, head_dim].
+
+    A layer of a split model may be on another device than the cache: its new queries, keys and values go there, which
+    is little beside the cache, and the result comes back.
+    """
     if packed is None:
         raise ModelLoadError("they do not hand their keyword arguments on to their attention")
     if unknown := [name for name in _UNKNOWN if kwargs.get(name) is not None]:
         raise ModelLoadError(f"their attention needs {', '.join(unknown)}")
+    cache = packed.token_ids.device
     out = attend(
         packed,
         module.layer_idx,  # type: ignore[arg-type]  # a plain int; torch types every attribute as a tensor or module
-        query[0].transpose(0, 1).contiguous(),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        query[0].transpose(0, 1).contiguous().to(cache),
+        key[0].transpose(0, 1).to(cache),
+        value[0].transpose(0, 1).to(cache),
         query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
         softcap=softcap,
     )
-    return out[None], None
+    return out[None].to(query.device), None
 
 
 def _no_mask(*args: object, **kwargs: object) -> None:

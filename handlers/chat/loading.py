@@ -18,7 +18,7 @@ from handlers.devices import pick_device, pick_dtype
 from handlers.errors import ModelLoadError
 from handlers.linear import ALL_ROWS, rows_faster_in_int8
 from handlers.pretrained import cannot_load, max_model_len
-from handlers.spec import ModelSpec
+from handlers.spec import SPLIT, ModelSpec
 from handlers.tokenization import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -66,9 +66,13 @@ def load(spec: ModelSpec, folder: Path) -> ChatModel:
 
 
 def _load_model(spec: ModelSpec, folder: Path, config: Mapping[str, Any]) -> PackedModel:
-    """The faster code for the architectures that it knows, transformers' for all others and for quantized weights."""
+    """The faster code for the architectures that it knows, transformers' for all others and for quantized weights.
+
+    Only transformers' can be split over several devices.
+    """
     llama = LlamaConfig.read(config)
-    if llama is None or spec.quantization != "none" or "quantization_config" in config:
+    is_quantized = spec.quantization != "none" or "quantization_config" in config
+    if llama is None or is_quantized or spec.device == SPLIT:
         from handlers.chat.general import load_general
 
         return load_general(spec, folder)

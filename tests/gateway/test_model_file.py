@@ -103,7 +103,13 @@ def test_a_relative_folder_is_relative_to_the_file(source: str, read: str, file:
         ("max_model_len = true", "models[0].max_model_len: must be a whole number of at least 1, not True"),
         ('engine = "vllm"', "models[0].engine: must be auto, transformers, faster-whisper or hibari, not 'vllm'"),
         ('engine = "transformers"', "models[0].engine: speech models are run by hibari; leave it out"),
-        ('device = "gpu"', "models[0].device: must be auto, cpu, mps, cuda or cuda:1, not 'gpu'"),
+        ('device = "gpu"', "models[0].device: must be auto, cpu, mps, cuda, cuda:1 or split, not 'gpu'"),
+        ('device = "split"', "models[0].device: speech models run on the CPU; leave it out"),
+        ('max_memory = { cpu = "1GiB" }', 'models[0].max_memory: has no effect unless device is "split"'),
+        ('max_memory = { gpu = "1GiB" }', "models[0].max_memory.gpu: must be a table of sizes by device"),
+        ('max_memory = { cpu = "much" }', "models[0].max_memory.cpu: must be a table of sizes by device"),
+        ("max_memory = {}", "models[0].max_memory: must be a table of sizes by device"),
+        ('offload_folder = "x"', 'models[0].offload_folder: has no effect unless device is "split"'),
         ('dtype = "float16"', "models[0].dtype: speech models run in int8; leave it out"),
         ('device = "cuda"', "models[0].device: speech models run on the CPU; leave it out"),
         ("limits.max_batch_size = 2", "models[0].limits.max_batch_size: has no effect"),
@@ -122,6 +128,30 @@ def test_a_mistake_is_named_by_its_place(line: str, mistake: str, file: Path) ->
     [found] = mistakes(file, "\n".join([*kept, line]))
 
     assert found.startswith(mistake)
+
+
+def test_a_model_over_several_devices_is_read(file: Path) -> None:
+    file.write_text("""
+        [[models]]
+        id = "big"
+        task = "chat"
+        source = "dir:/weights"
+        device = "split"
+        max_memory = { "cuda:0" = "20GiB", cpu = 1000 }
+        offload_folder = "left over"
+    """)
+
+    [spec] = read_model_file(file)
+
+    assert (spec.device, spec.max_memory) == ("split", {"cuda:0": 20 * 2**30, "cpu": 1000})
+    assert spec.offload_folder == str(file.parent / "left over")
+
+
+@pytest.mark.parametrize("task", ["embeddings", "transcription"])
+def test_only_chat_models_are_split(task: str, file: Path) -> None:
+    text = SPEECH.replace('"speech"', f'"{task}"') + 'device = "split"'
+
+    assert mistakes(file, text) == [f"models[0].device: split is for chat models; this one is for {task}"]
 
 
 def test_what_must_be_there_is_named(file: Path) -> None:
