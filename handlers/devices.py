@@ -67,6 +67,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY_TEXTS)
 
 
+def synchronize(device: "torch.device") -> None:
+    """Wait until an accelerator has computed what it was given; the processor always has."""
+    import torch
+
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def release_memory() -> None:
     """Give back what a failed batch, or the loading of a model, held: to the device and to the system."""
     gc.collect()

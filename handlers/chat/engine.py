@@ -15,6 +15,7 @@ from handlers.chat.packed import Chunk, DecodeGroup, PackedBatch, PackedModel, p
 from handlers.chat.prefix_cache import PrefixCache
 from handlers.chat.sampling import Choice, History, choice, sample
 from handlers.chat.types import Sampling
+from handlers.devices import synchronize
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,7 @@ class StepwiseEngine:
         runs = self._runs(len(decoding))
         logits = self._model.forward(self._pack(decoding, runs))
         outputs = self._outputs(decoding, runs, logits)
+        synchronize(self._model.device)  # nothing has, if no prompt came to its end
         self._budget.record(len(decoding), sum(run.tokens for run in runs), self._clock() - started)
         return refused + outputs
 
@@ -222,20 +224,22 @@ class StepwiseEngine:
             positions += range(prefill.done, stop)
             chunks.append(Chunk(prefill.states, start, len(token_ids), prefill.done))
             logits_at += range(len(token_ids) - run.logits, len(token_ids))
-        return PackedBatch(
-            self._tensor(token_ids), self._tensor(positions), self._tensor(logits_at), self._groups(), chunks
-        )
+        # One copy to the device: each waits for what the device computes.
+        together = torch.tensor([*token_ids, *positions, *logits_at], device=self._model.device)
+        token_tensor, places, wanted = torch.split(together, [len(token_ids), len(positions), len(logits_at)])
+        return PackedBatch(token_tensor, places, wanted, self._groups(places), chunks)
 
-    def _groups(self) -> list[DecodeGroup]:
+    def _groups(self, positions: torch.Tensor) -> list[DecodeGroup]:
+        """A row's next token has the position that is its length."""
         groups = []
         start = 0
         for bucket in self._cache:
-            lengths = [self._rows[id].length for id in bucket.owners]
-            columns = max(lengths) + 1
-            lengths_tensor = self._tensor(lengths)
-            mask = padding_mask(lengths_tensor, columns, bucket.slab.dtype)
+            lengths = positions[start : start + len(bucket)]
+            known = [self._rows[id].length for id in bucket.owners]
+            columns = max(known) + 1
+            mask = None if min(known) + 1 == columns else padding_mask(lengths, columns, bucket.slab.dtype)
             slots = torch.arange(len(bucket), device=self._model.device)
-            groups.append(DecodeGroup(bucket, start, lengths_tensor, columns, slots, mask))
+            groups.append(DecodeGroup(bucket, start, lengths, columns, slots, mask))
             start += len(bucket)
         return groups
 
@@ -259,7 +263,8 @@ class StepwiseEngine:
                 firsts[row.id] = run.prefill
         if not rows:
             return []
-        choices = sample(logits[wanted], [row.history for row in rows])
+        chosen_from = logits if wanted == list(range(len(logits))) else logits[wanted]
+        choices = sample(chosen_from, [row.history for row in rows])
         return [self._take(row, chosen, firsts.get(row.id)) for row, chosen in zip(rows, choices, strict=True)]
 
     def _advance(self, run: _Run, logits: torch.Tensor) -> None:
@@ -302,9 +307,6 @@ class StepwiseEngine:
         if ends or token in sampling.stop_token_ids or row.history.is_complete:
             return "stop"
         return "length" if len(row.history.generated) >= row.prompt.max_tokens else None
-
-    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._model.device)
 
 
 def _run(prefill: _Prefill, tokens: int) -> _Run:

@@ -191,10 +191,8 @@ def _scores(
     return torch.softmax(scores.float(), dim=-1).to(value.dtype) @ value
 
 
-def padding_mask(lengths: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor | None:
-    """[rows, 1, 1, columns], to be added to the scores of rows of `lengths` + 1 tokens; None when all are as long."""
-    if int(lengths.min()) + 1 == columns:
-        return None
+def padding_mask(lengths: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    """[rows, 1, 1, columns], to be added to the scores of rows of `lengths` + 1 tokens."""
     outside = torch.arange(columns, device=lengths.device) > lengths[:, None]
     return _as_bias(outside, dtype)[:, None, None]
 

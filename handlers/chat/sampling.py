@@ -94,15 +94,20 @@ def sample(logits: torch.Tensor, rows: Sequence[History]) -> list[Choice | Excep
     for i in range(len(rows)):
         if i not in failed and best[i] == float("-inf"):
             failed[i] = ConstraintError("no token is left that may come next")
+    drawing = [i for i, row in enumerate(rows) if i not in failed and row.sampling.temperature >= _GREEDY_BELOW]
+    drawn = dict(zip(drawing, _draw_all(adjusted, rows, drawing), strict=True))
     return [
-        failed[i] if i in failed else _choose(logits[i], adjusted[i], likeliest[i], row) for i, row in enumerate(rows)
+        failed[i] if i in failed else choice(logits[i], drawn.get(i, likeliest[i]), row.sampling.top_logprobs)
+        for i, row in enumerate(rows)
     ]
 
 
-def _choose(logits: torch.Tensor, adjusted: torch.Tensor, likeliest: int, row: History) -> Choice:
-    greedy = row.sampling.temperature < _GREEDY_BELOW
-    token = likeliest if greedy else _draw(adjusted, row.sampling, len(row.generated))
-    return choice(logits, token, row.sampling.top_logprobs)
+def _draw_all(adjusted: torch.Tensor, rows: Sequence[History], drawing: Sequence[int]) -> list[int]:
+    """Read from the device in one go: reading each waits for it."""
+    if not drawing:
+        return []
+    tokens = [_draw(adjusted[i], rows[i].sampling, len(rows[i].generated)) for i in drawing]
+    return [int(token) for token in torch.cat(tokens).tolist()]
 
 
 def choice(logits: torch.Tensor, token: int, top_logprobs: int | None) -> Choice:
@@ -155,14 +160,15 @@ def _indices(tokens: Iterable[int], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(list(tokens), dtype=torch.long, device=like.device)
 
 
-def _draw(logits: torch.Tensor, sampling: Sampling, position: int) -> int:
+def _draw(logits: torch.Tensor, sampling: Sampling, position: int) -> torch.Tensor:
+    """One token, [1]."""
     scaled = logits / sampling.temperature
     generator = torch.Generator(device=logits.device)
     generator.manual_seed(_mix(sampling.seed or 0, position))
     if sampling.top_k == 0 and sampling.top_p >= 1 and sampling.min_p == 0:
-        return int(torch.multinomial(torch.softmax(scaled, dim=-1), 1, generator=generator))
+        return torch.multinomial(torch.softmax(scaled, dim=-1), 1, generator=generator)
     probabilities, tokens = _candidates(scaled, sampling)
-    return int(tokens[torch.multinomial(probabilities, 1, generator=generator)])
+    return tokens[torch.multinomial(probabilities, 1, generator=generator)]
 
 
 def _candidates(scaled: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:

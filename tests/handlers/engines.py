@@ -142,18 +142,20 @@ def alone(model: PackedModel, token_ids: Sequence[int], max_tokens: int = 12, sa
     return Run(engine_of(model)).until_done(entry(0, token_ids, max_tokens, sampling))[0]
 
 
-def causal_model(config: PretrainedConfig) -> PreTrainedModel:
+def causal_model(
+    config: PretrainedConfig, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """Random weights, the same every time, with transformers' own attention."""
     torch.manual_seed(0)
-    model: PreTrainedModel = _new(config)
-    return model
+    return _to(_new(config), device, dtype)
 
 
 def fast_copy(reference: PreTrainedModel) -> LlamaModel:
+    """On the reference's device and in its dtype, as the other copies."""
     config = LlamaConfig.read(reference.config.to_dict())
     assert config is not None
     weights: Mapping[str, torch.Tensor] = reference.state_dict()
-    return LlamaModel(config, weights.__getitem__, torch.float32, CPU)
+    return LlamaModel(config, weights.__getitem__, reference.dtype, reference.device)
 
 
 def general_copy(reference: PreTrainedModel) -> GeneralModel:
@@ -165,7 +167,12 @@ def with_packed_attention(reference: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(reference.config)  # a config knows the attention of its model
     model: PreTrainedModel = _new(config, attn_implementation=ATTENTION)
     model.load_state_dict(reference.state_dict())
-    return model
+    return _to(model, reference.device, reference.dtype)
+
+
+def _to(model: Any, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    moved: PreTrainedModel = model.to(device, dtype)
+    return moved
 
 
 def _new(config: PretrainedConfig, **options: Any) -> Any:
@@ -177,7 +184,11 @@ def generate(reference: PreTrainedModel, token_ids: Sequence[int], tokens: int) 
     """The first tokens of transformers' greedy answer, whose ends are not looked at."""
     generate: Any = reference.generate
     output = generate(
-        torch.tensor([list(token_ids)]), max_new_tokens=tokens, do_sample=False, pad_token_id=0, eos_token_id=None
+        torch.tensor([list(token_ids)], device=reference.device),
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
     )
     answer: list[int] = output[0, len(token_ids) :].tolist()
     assert len(answer) == tokens
