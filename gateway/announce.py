@@ -12,6 +12,7 @@ from handlers.spec import Task
 
 _CHAT = {"messages": [{"role": "user", "content": "Name three colours."}]}
 _EMBEDDINGS = {"input": "The quick brown fox"}
+_RERANK = {"query": "What is a fox?", "documents": ["A fox is a small wild dog.", "A box is a container."]}
 _SPEECH = {"input": "Hello from the gateway.", "voice": "alloy"}
 
 
@@ -58,13 +59,14 @@ def _device(model: Model) -> str:
 
 
 def _curl(url: str, settings: Settings, models: Sequence[Model]) -> str:
-    """A request to the first of these that is served: chat, embeddings, speech."""
+    """A request to the first of these that is served: chat, embeddings, speech, reranking."""
     key = ' -H "Authorization: Bearer $OPENAI_API_KEY"' if settings.api_keys else ""
     by_task = {model.spec.task: model.spec for model in reversed(models)}
     examples: list[tuple[Task, str, dict[str, Any], str]] = [
         (Task.CHAT, "chat/completions", _CHAT, ""),
         (Task.EMBEDDINGS, "embeddings", _EMBEDDINGS, ""),
         (Task.SPEECH, "audio/speech", _SPEECH, " -o hello.mp3"),
+        (Task.RERANK, "rerank", _RERANK, ""),
     ]
     for task, path, body, rest in examples:
         if spec := by_task.get(task):

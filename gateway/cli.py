@@ -36,7 +36,8 @@ app = typer.Typer(
     name="gateway",
     no_args_is_help=True,
     add_completion=False,
-    help="Serve chat, embeddings, speech-to-text and text-to-speech to any OpenAI client from models on this machine.",
+    help="Serve chat, embeddings, reranking, speech-to-text and text-to-speech to any OpenAI client, from models on "
+    "this machine.",
     epilog="Start with `gateway serve`. Settings come from GATEWAY_* variables and .env; env.example lists them all.",
 )
 

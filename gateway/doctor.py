@@ -25,6 +25,7 @@ ENGINES = {
     Task.EMBEDDINGS: ("torch", "transformers"),
     Task.TRANSCRIPTION: ("faster-whisper", "av"),
     Task.SPEECH: ("hibari-tts", "soundfile", "av"),
+    Task.RERANK: ("torch", "transformers"),
 }
 READABLE = ("WAV", "FLAC", "MP3", "OGG")
 ENCODERS = {"mp3": "mp3", "aac": "aac", "opus": "libopus"}
@@ -88,7 +89,7 @@ def check_device(wish: str, specs: Iterable[ModelSpec], load: Load) -> Check:
     except (ImportError, OSError) as exc:
         is_needed = any("torch" in ENGINES[spec.task] for spec in specs)
         status = Status.FAIL if is_needed else Status.WARN
-        why = f"torch cannot be loaded ({_first_line(exc)}): no chat and no embeddings here"
+        why = f"torch cannot be loaded ({_first_line(exc)}): no chat, embeddings or reranking here"
         return Check("device", status, why, f"run: {sys.executable} -m pip install --force-reinstall torch")
     found = _accelerator(torch)
     if wish.split(":")[0] not in ("auto", "cpu", found):

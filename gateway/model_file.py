@@ -14,7 +14,7 @@ from gateway.values import Count, Folder, Size
 from handlers.errors import SourceError
 from handlers.sources import parse as parse_source
 from handlers.spec import SPLIT, ModelSpec, Task
-from handlers.starter import STARTER_MODELS
+from handlers.starter import EMBEDDINGS, STARTER_MODELS
 
 
 def _check_source(source: str) -> str:
@@ -30,7 +30,7 @@ Name = Annotated[
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$"),
     Allowed("a name of letters, digits and . _ : / @ + -"),
 ]
-TaskName = Annotated[Task, Allowed("chat, embeddings, transcription or speech")]
+TaskName = Annotated[Task, Allowed("chat, embeddings, transcription, speech or rerank")]
 Source = Annotated[str, AfterValidator(_check_source), Allowed("a source: hub:…, dir:…, wheel:… or package:…")]
 Names = Annotated[tuple[Name, ...], Allowed("a list of names of letters, digits and . _ : / @ + -")]
 Dtype = Annotated[
@@ -92,8 +92,11 @@ _ENGINES = {
     Task.EMBEDDINGS: "transformers",
     Task.TRANSCRIPTION: "faster-whisper",
     Task.SPEECH: "hibari",
+    Task.RERANK: "transformers",
 }
-_LIMITS = {spec.task: spec.limits for spec in STARTER_MODELS}
+# A pair of query and document is to a reranker what a text is to an embeddings model.
+_LIMITS = {**{spec.task: spec.limits for spec in STARTER_MODELS}, Task.RERANK: EMBEDDINGS.limits}
+_READERS = (Task.CHAT, Task.EMBEDDINGS, Task.RERANK)
 _TABLES: Mapping[str, type[BaseModel]] = {"models": ModelTable, "limits": LimitsTable}
 _ALLOWED = {name: allowed for table in _TABLES.values() for name, allowed in allowed_values(table).items()}
 
@@ -148,18 +151,18 @@ def _contradictions(tables: Mapping[str, ModelTable]) -> Iterator[str]:
             yield f"{place}.quantization: is for chat models; this one is for {table.task}"
         if table.openai_tokens and table.task is not Task.EMBEDDINGS:
             yield f"{place}.openai_tokens: is for embeddings models; this one is for {table.task}"
-        if table.dtype == "int8" and table.task in (Task.CHAT, Task.EMBEDDINGS):
+        if table.dtype == "int8" and table.task in _READERS:
             yield f"{place}.dtype: int8 is for transcription models; this one is for {table.task}"
         if table.prefix_cache_bytes is not None and table.task is not Task.CHAT:
             yield f"{place}.prefix_cache_bytes: is for chat models; this one is for {table.task}"
         yield from _split(place, table)
         yield from _without_effect(place, table)
-        if table.max_model_len and table.task not in (Task.CHAT, Task.EMBEDDINGS):
-            yield f"{place}.max_model_len: is for chat and embeddings models; this one is for {table.task}"
+        if table.max_model_len and table.task not in _READERS:
+            yield f"{place}.max_model_len: is for chat, embeddings and rerank models; this one is for {table.task}"
 
 
 def _split(place: str, table: ModelTable) -> Iterator[str]:
-    if table.device == SPLIT and table.task in (Task.EMBEDDINGS, Task.TRANSCRIPTION):
+    if table.device == SPLIT and table.task in (Task.EMBEDDINGS, Task.RERANK, Task.TRANSCRIPTION):
         yield f"{place}.device: split is for chat models; this one is for {table.task}"
     for name in {"max_memory", "offload_folder"} & table.model_fields_set:
         if table.device != SPLIT:

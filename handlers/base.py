@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from batching.job import Caller
 from handlers.chat.types import ChatRequest, CompletionRequest, Delta
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
+from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec
 from handlers.speech.types import Speech, SpeechRequest
 from handlers.transcription.types import Transcript, TranscriptionRequest
@@ -58,6 +59,11 @@ class ChatHandler(Handler, Protocol):
 class EmbeddingsHandler(Handler, Protocol):
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> Embeddings:
         """One vector an input. Cancelling the awaiting task withdraws the jobs."""
+
+
+class RerankHandler(Handler, Protocol):
+    async def rerank(self, request: RerankRequest, caller: Caller) -> Relevance:
+        """How relevant each document is to the query. Cancelling the awaiting task withdraws the jobs."""
 
 
 class TranscriptionHandler(Handler, Protocol):

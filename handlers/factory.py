@@ -17,10 +17,11 @@ def create_handlers(
     open_source: from a source string to the folder with its files; called in a worker thread.
     max_audio_seconds: the longest audio that is transcribed.
     """
-    return [_create(spec, open_source, max_audio_seconds) for spec in specs]
+    has_reranker = any(spec.task is Task.RERANK for spec in specs)
+    return [_create(spec, open_source, max_audio_seconds, has_reranker) for spec in specs]
 
 
-def _create(spec: ModelSpec, open_source: OpenSource, max_audio_seconds: float) -> Handler:
+def _create(spec: ModelSpec, open_source: OpenSource, max_audio_seconds: float, has_reranker: bool) -> Handler:
     match spec.task:
         case Task.CHAT:
             from handlers.chat.handler import TransformersChatHandler
@@ -29,7 +30,7 @@ def _create(spec: ModelSpec, open_source: OpenSource, max_audio_seconds: float) 
         case Task.EMBEDDINGS:
             from handlers.embeddings.handler import SentenceEncoderHandler
 
-            return SentenceEncoderHandler(spec, open_source)
+            return SentenceEncoderHandler(spec, open_source, reranks=not has_reranker)
         case Task.TRANSCRIPTION:
             from handlers.transcription.handler import WhisperHandler
 
@@ -38,3 +39,7 @@ def _create(spec: ModelSpec, open_source: OpenSource, max_audio_seconds: float) 
             from handlers.speech.handler import HibariHandler
 
             return HibariHandler(spec, open_source)
+        case Task.RERANK:
+            from handlers.rerank.handler import RerankerHandler
+
+            return RerankerHandler(spec, open_source)

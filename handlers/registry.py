@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 import anyio
 
 from batching.worker import Worker
-from handlers.base import ChatHandler, EmbeddingsHandler, Handler, SpeechHandler, TranscriptionHandler
+from handlers.base import ChatHandler, EmbeddingsHandler, Handler, RerankHandler, SpeechHandler, TranscriptionHandler
 from handlers.devices import release_memory
 from handlers.errors import InvalidRequest, ModelLoading, ModelNotFound
 from handlers.spec import ModelSpec, Task
@@ -30,6 +30,10 @@ class Model:
 
     def describe(self) -> Mapping[str, Any]:
         return self.handler.describe()
+
+    def serves(self, task: Task) -> bool:
+        """Whether it is for that, or says that it can do it besides."""
+        return self.spec.task is task or task in self.describe()["capabilities"]
 
     async def load(self) -> None:
         """Raises ModelLoadError or SourceError."""
@@ -70,13 +74,15 @@ class Registry:
     def resolve(self, name: str, task: Literal[Task.TRANSCRIPTION]) -> TranscriptionHandler: ...
     @overload
     def resolve(self, name: str, task: Literal[Task.SPEECH]) -> SpeechHandler: ...
+    @overload
+    def resolve(self, name: str, task: Literal[Task.RERANK]) -> RerankHandler: ...
     def resolve(self, name: str, task: Task) -> Any:
         """The warm handler that serves `name` for `task`.
 
         Raises ModelNotFound, InvalidRequest when the model is for something else, ModelLoading while it warms up.
         """
         model = self.find(name)
-        if model.spec.task is not task:
+        if not model.serves(task):
             raise InvalidRequest(
                 f"The model `{name}` is for {model.spec.task}, not for {task}. {self._suggestion(task)}", "model"
             )
@@ -109,5 +115,5 @@ class Registry:
                 draining.start_soon(model.handler.drain)
 
     def _suggestion(self, task: Task) -> str:
-        served = [model.spec.id for model in self.models if model.spec.task is task]
+        served = [model.spec.id for model in self.models if model.serves(task)]
         return f"Served here for {task}: {', '.join(served)}." if served else f"No model for {task} is served here."

@@ -14,6 +14,7 @@ class Task(StrEnum):
     EMBEDDINGS = "embeddings"
     TRANSCRIPTION = "transcription"
     SPEECH = "speech"
+    RERANK = "rerank"
 
 
 SPLIT = "split"
@@ -30,7 +31,7 @@ class ModelSpec:
     dtype: auto, float32, bfloat16, float16, int8; "auto" is what the device does well.
     device: auto, a device's name, or SPLIT. max_memory: bytes of weights by device, for SPLIT; None is what is free.
     offload_folder: for SPLIT; weights that fit nowhere stay on disk and are read for every step. None refuses them.
-    max_model_len: tokens of context (chat, embeddings); None means what the model says.
+    max_model_len: tokens of context (chat, embeddings, rerank); None means what the model says.
     prefix_cache_bytes: memory for prompts that may come again (chat); 0 keeps none.
     openai_tokens: the source of OpenAI's token vocabulary, for embeddings models that stand in for OpenAI's.
     quantization: none, bnb-8bit or bnb-4bit (chat on an accelerator, needs the `quantization` extra).

@@ -11,6 +11,7 @@ from gateway.routes.embeddings import create_embeddings
 from gateway.routes.forwarding import forward, or_upstream
 from gateway.routes.health import healthz, readyz
 from gateway.routes.models import list_models, retrieve_model
+from gateway.routes.rerank import RERANK_PATHS, create_rerank
 
 routes: Sequence[Route] = [
     Route("/healthz", healthz, methods=["GET"]),
@@ -20,6 +21,7 @@ routes: Sequence[Route] = [
     Route("/v1/chat/completions", or_upstream(create_chat_completion), methods=["POST"]),
     Route("/v1/completions", or_upstream(create_completion), methods=["POST"]),
     Route("/v1/embeddings", or_upstream(create_embeddings), methods=["POST"]),
+    *(Route(path, or_upstream(create_rerank, at=RERANK_PATHS[0]), methods=["POST"]) for path in RERANK_PATHS),
     Route("/v1/audio/transcriptions", or_upstream(create_transcription), methods=["POST"]),
     Route("/v1/audio/speech", or_upstream(create_speech), methods=["POST"]),
     Route("/v1/audio/voices", or_upstream(list_voices), methods=["GET"]),

@@ -17,23 +17,26 @@ from proxy.target import path_of
 Endpoint = Callable[[Request[State]], Awaitable[ASGIApp]]
 
 
-def or_upstream(endpoint: Endpoint) -> Endpoint:
-    """`endpoint` for the models that are served here, the upstream for all others. Without an upstream, `endpoint`."""
+def or_upstream(endpoint: Endpoint, *, at: str | None = None) -> Endpoint:
+    """`endpoint` for the models that are served here, the upstream for all others. Without an upstream, `endpoint`.
+
+    at: the upstream's path for it, if it is not the request's own.
+    """
 
     @wraps(endpoint)
     async def route(request: Request[State]) -> ASGIApp:
         if request.state["upstream"] is None or await _is_served_here(request):
             return await endpoint(request)
-        return await forward(request)
+        return await forward(request, at)
 
     return route
 
 
-async def forward(request: Request[State]) -> ASGIApp:
-    """The upstream's reply to this request."""
+async def forward(request: Request[State], at: str | None = None) -> ASGIApp:
+    """The upstream's reply to this request, sent to the same path or to `at`."""
     upstream = request.state["upstream"]
     assert upstream is not None, "routes lead here only with an upstream"
-    exchange = upstream.send(request.method, path_of(request.scope), request.headers.raw, await request.body())
+    exchange = upstream.send(request.method, at or path_of(request.scope), request.headers.raw, await request.body())
     return RelayResponse(
         exchange,
         on_error=error_event,

@@ -175,6 +175,35 @@ EMBEDDINGS: Parameters = {
     ),
 }
 
+_NEVER_CUT = "Documents are cut only where `max_tokens_per_doc` says so."
+
+RERANK: Parameters = {
+    "model": _MODEL,
+    "query": supported("A text of at least one character."),
+    "documents": supported("1 to 2048 texts, or objects with a `text`; none empty."),
+    "top_n": supported("At least 1: only so many results, the best ones. Without it, all."),
+    "return_documents": supported("`true`: every result has its `document`. Default `false`."),
+    "max_tokens_per_doc": supported("At least 1: longer documents are cut to so many tokens. Without it, none is cut."),
+    "priority": supported("An integer; above 0, interactive requests go first."),
+    "user": ignored("For the provider's abuse checks."),
+    "max_chunks_per_doc": refused("Documents are not read in chunks."),
+    "rank_fields": refused("The `text` of a document is what counts.", ["text"]),
+    "relevant_spans": refused("Documents are scored as a whole."),
+    **extensions(
+        {
+            "texts": supported("Another server's name for `documents`; only one of the two."),
+            "raw_scores": supported("`true`: the model's own number, a logit or a cosine. Default `false`."),
+            "instruction": supported("What relevance means, for models that take one; refused for the others."),
+            "return_text": refused("Send `return_documents`.", False),
+            "truncate": refused(_NEVER_CUT, False),
+            "truncation": refused(_NEVER_CUT, False),
+            "truncate_prompt_tokens": refused(_NEVER_CUT),
+            "top_k": refused("Send `top_n`."),
+            "return_embeddings": refused("Ask `/v1/embeddings` for vectors.", False),
+        }
+    ),
+}
+
 TRANSCRIPTION: Parameters = {
     "file": supported("The audio, as a file part: wav, mp3, flac, ogg, m4a, mp4 or webm."),
     "model": _MODEL,

@@ -48,7 +48,7 @@ def load(spec: ModelSpec, folder: Path) -> ChatModel:
         tokenizer = load_tokenizer(folder)
         special_tokens = _special_tokens(tokenizer_config)
         template = _chat_template(folder, tokenizer_config)
-        model = _load_model(spec, folder, config)
+        model = load_model(spec, folder, config)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise cannot_load(spec, error) from error
     if template is None:
@@ -65,10 +65,11 @@ def load(spec: ModelSpec, folder: Path) -> ChatModel:
     )
 
 
-def _load_model(spec: ModelSpec, folder: Path, config: Mapping[str, Any]) -> PackedModel:
+def load_model(spec: ModelSpec, folder: Path, config: Mapping[str, Any], *, steps: bool = True) -> PackedModel:
     """The faster code for the architectures that it knows, transformers' for all others and for quantized weights.
 
-    Only transformers' can be split over several devices.
+    Only transformers' can be split over several devices. steps: it will generate; without, prompts are all it reads,
+    and weights for few rows would be of no use.
     """
     llama = LlamaConfig.read(config)
     is_quantized = spec.quantization != "none" or "quantization_config" in config
@@ -78,7 +79,7 @@ def _load_model(spec: ModelSpec, folder: Path, config: Mapping[str, Any]) -> Pac
         return load_general(spec, folder)
     device = pick_device(spec.device)
     dtype = pick_dtype(device, spec.dtype)
-    int8_rows = rows_faster_in_int8(dtype) if device == "cpu" and spec.dtype == "auto" else 0
+    int8_rows = rows_faster_in_int8(dtype) if steps and device == "cpu" and spec.dtype == "auto" else 0
     model = LlamaModel(llama, Checkpoint(folder).read, dtype, torch.device(device), int8_rows=int8_rows)
     weights = ", weights of 8 bits" if int8_rows else ""
     weights += f" for up to {int8_rows} tokens at once" if 0 < int8_rows < ALL_ROWS else ""

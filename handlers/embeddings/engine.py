@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from batching.errors import EngineFailed
 from handlers.devices import pick_device, pick_dtype
-from handlers.embeddings import bert
-from handlers.embeddings.encoder import Encoder, TokenIds
 from handlers.embeddings.pooling import Pooling, load_pooling
+from handlers.encoders import bert
+from handlers.encoders.encoder import Encoder, TokenIds
 from handlers.pretrained import cannot_load, log_placement, max_model_len
 from handlers.spec import ModelSpec
 from handlers.tokenization import load_tokenizer
@@ -76,7 +76,8 @@ def _open(spec: ModelSpec, folder: Path) -> tuple[Encoder, Tokenizer]:
 
         return transformers_model.load(spec, folder, spec.limits.max_batch_cost)
     device = pick_device(spec.device)
-    encoder = bert.load(folder, config, device, pick_dtype(device, spec.dtype), spec.limits.max_batch_cost)
+    weights = bert.read_weights(folder, device, pick_dtype(device, spec.dtype))
+    encoder = bert.Bert(weights, config, spec.limits.max_batch_cost)
     log_placement(spec, encoder)
     return encoder, load_tokenizer(folder)
 

@@ -13,6 +13,9 @@ from handlers.devices import is_out_of_memory, release_memory
 from handlers.embeddings.openai_tokens import OpenAITokens
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
 from handlers.errors import InvalidRequest
+from handlers.rerank.cosine import CosineTexts, relevance
+from handlers.rerank.texts import DOCUMENTS_PER_TURN
+from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -29,14 +32,16 @@ _LANGCHAIN = "With LangChain's OpenAIEmbeddings, set check_embedding_ctx_length=
 
 
 class SentenceEncoderHandler:
-    """A sentence encoder."""
+    """A sentence encoder. reranks: it also answers rerank requests, by the cosine of the vectors."""
 
     _batcher: Batcher[TokenIds, "Vector"]
     _loaded: "EmbeddingModel"
     _openai_tokens: OpenAITokens
+    _cosine_texts: CosineTexts
 
-    def __init__(self, spec: ModelSpec, open_source: Callable[[str], Path]) -> None:
+    def __init__(self, spec: ModelSpec, open_source: Callable[[str], Path], *, reranks: bool = False) -> None:
         self.spec = spec
+        self._reranks = reranks
         self._open_source = open_source
         self._worker = Worker(spec.id)
         self._preparation = Worker(f"{spec.id} texts")
@@ -60,7 +65,9 @@ class SentenceEncoderHandler:
         await self._batcher.drain()
 
     def describe(self) -> Mapping[str, Any]:
-        return {"capabilities": ["embeddings"], "max_model_len": self.spec.max_model_len, **self._facts}
+        also = {"capabilities": ["embeddings", "rerank"], "scoring": "cosine"} if self._reranks else {}
+        facts = {"max_model_len": self.spec.max_model_len, **self._facts}
+        return {"capabilities": ["embeddings"], **also, **facts}
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> Embeddings:
         """Each input is a job of its own, so a long list is split into batches and shares them with other requests.
@@ -73,6 +80,16 @@ class SentenceEncoderHandler:
         jobs: list[Job[TokenIds, Vector]] = [Job(ids, caller, cost=len(ids)) for ids in token_ids]
         vectors = await self._batcher.submit_all(jobs)
         return Embeddings(np.stack(vectors), sum(map(len, token_ids)))
+
+    async def rerank(self, request: RerankRequest, caller: Caller) -> Relevance:
+        """As RerankHandler.rerank: the query and each document are a job each."""
+        with self._batcher.place(caller, 1 + len(request.documents)):
+            token_ids = [await self._preparation.run(self._cosine_texts.query, request)]
+            for start in range(0, len(request.documents), DOCUMENTS_PER_TURN):
+                token_ids += await self._preparation.run(self._cosine_texts.documents, request, start)
+        jobs: list[Job[TokenIds, Vector]] = [Job(ids, caller, cost=len(ids)) for ids in token_ids]
+        query, *documents = await self._batcher.submit_all(jobs)
+        return relevance(query, documents, sum(map(len, token_ids)))
 
     def _refuse_other_dimensions(self, dimensions: int | None) -> None:
         if dimensions not in (None, self._loaded.dimensions):
@@ -168,6 +185,9 @@ class SentenceEncoderHandler:
             **placement(self._loaded.encoder),
         }
         self._prefix, self._suffix = _special_tokens(self._loaded.tokenizer)
+        self._cosine_texts = CosineTexts(
+            self.spec.id, self._loaded.tokenizer, self._prefix, self._suffix, self._loaded.max_model_len
+        )
         embedder = Embedder(self._loaded)
         if self.spec.openai_tokens is not None:
             self._openai_tokens = OpenAITokens(self._open_source(self.spec.openai_tokens))

@@ -7,14 +7,14 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel, PreTrainedModel
 
-from handlers.embeddings.encoder import TokenIds, passes, runs
+from handlers.encoders.encoder import TokenIds, passes, runs
 from handlers.pretrained import load_pretrained
 from handlers.spec import ModelSpec
 from handlers.tokenization import unlimited
 
 
 class TransformersModel:
-    """An Encoder; see handlers.embeddings.encoder."""
+    """An Encoder; see handlers.encoders.encoder."""
 
     def __init__(self, model: PreTrainedModel, pad: int, max_batch_tokens: int) -> None:
         """pad: the token id that fills up. max_batch_tokens: the most that pass at once, padding included."""

@@ -20,6 +20,7 @@ from handlers.base import Handler
 from handlers.chat.types import ChatRequest, CompletionRequest, Delta
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
 from handlers.registry import Registry
+from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec, Task
 from handlers.speech.types import Speech, SpeechRequest
 from handlers.transcription.types import Transcript, TranscriptionRequest
@@ -152,6 +153,18 @@ class FakeEmbeddings(FakeHandler):
         await self._answer(request, caller)
         rows = [[self.value] * 4 if self.value is not None else [len(i), 0.5, -1 / 3, 0] for i in request.inputs]
         return Embeddings(np.array(rows, dtype=np.float32), tokens=sum(len(i) for i in request.inputs))
+
+
+class FakeReranker(FakeHandler):
+    """A document's raw number is its length less 4, its score a tenth of its length."""
+
+    def __init__(self, *, error: Exception | None = None) -> None:
+        super().__init__(ModelSpec("mini-rerank", Task.RERANK, "dir:/rerank", aliases=("rerank-v3.5",)), error=error)
+
+    async def rerank(self, request: RerankRequest, caller: Caller) -> Relevance:
+        await self._answer(request, caller)
+        lengths = np.array([len(document) for document in request.documents], np.float64)
+        return Relevance(lengths - 4, lengths / 10, tokens=int(lengths.sum()))
 
 
 class FakeTranscription(FakeHandler):

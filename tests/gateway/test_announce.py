@@ -34,7 +34,8 @@ def test_it_names_the_url_and_every_model_with_its_task_device_and_aliases() -> 
     [
         ((Task.SPEECH, Task.EMBEDDINGS, Task.CHAT), "chat/completions", "messages"),
         ((Task.SPEECH, Task.EMBEDDINGS), "embeddings", "input"),
-        ((Task.TRANSCRIPTION, Task.SPEECH), "audio/speech", "voice"),
+        ((Task.TRANSCRIPTION, Task.RERANK, Task.SPEECH), "audio/speech", "voice"),
+        ((Task.TRANSCRIPTION, Task.RERANK), "rerank", "documents"),
     ],
 )
 def test_the_example_is_a_request_to_a_model_that_is_served(tasks: tuple[Task, ...], path: str, field: str) -> None:

@@ -69,6 +69,27 @@ def test_what_is_left_out_has_the_default(file: Path) -> None:
     )
 
 
+def test_a_reranker_has_the_limits_of_an_embeddings_model(file: Path) -> None:
+    file.write_text('[[models]]\nid = "rr"\ntask = "rerank"\nsource = "dir:/rr"\nmax_model_len = 256')
+
+    [spec] = read_model_file(file)
+
+    assert (spec.task, spec.max_model_len, spec.limits) == (Task.RERANK, 256, starter.EMBEDDINGS.limits)
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake"),
+    [
+        ('dtype = "int8"', "models[0].dtype: int8 is for transcription models; this one is for rerank"),
+        ('engine = "hibari"', "models[0].engine: rerank models are run by transformers; leave it out"),
+        ('openai_tokens = "dir:x"', "models[0].openai_tokens: is for embeddings models; this one is for rerank"),
+        ("prefix_cache_bytes = 0", "models[0].prefix_cache_bytes: is for chat models; this one is for rerank"),
+    ],
+)
+def test_what_a_reranker_does_not_have_is_a_mistake(line: str, mistake: str, file: Path) -> None:
+    assert mistakes(file, f'[[models]]\nid = "rr"\ntask = "rerank"\nsource = "dir:/rr"\n{line}') == [mistake]
+
+
 def test_the_tables_know_every_field_of_what_they_describe() -> None:
     assert list(ModelTable.model_fields) == [field.name for field in fields(ModelSpec)]
     assert list(LimitsTable.model_fields) == [field.name for field in fields(Limits)]
@@ -90,7 +111,7 @@ def test_a_relative_folder_is_relative_to_the_file(source: str, read: str, file:
         ('id = "two words"', "models[0].id: must be a name of letters"),
         ('id = ""', "models[0].id: must be a name of letters"),
         ("id = 1", "models[0].id: must be a name of letters"),
-        ('task = "chats"', "models[0].task: must be chat, embeddings, transcription or speech, not 'chats'"),
+        ('task = "chats"', "models[0].task: must be chat, embeddings, transcription, speech or rerank, not 'chats'"),
         ('source = "ftp:x"', "models[0].source: ftp:x: not a source"),
         ('source = "hub:org/name"', "models[0].source: hub:org/name: no revision"),
         ("source = 1", "models[0].source: must be a source: hub:…"),
@@ -99,7 +120,10 @@ def test_a_relative_folder_is_relative_to_the_file(source: str, read: str, file:
         ('dtype = "float8"', "models[0].dtype: must be auto, float32, bfloat16, float16 or int8, not 'float8'"),
         ('quantization = "gptq"', "models[0].quantization: must be none, bnb-8bit or bnb-4bit, not 'gptq'"),
         ('quantization = "bnb-4bit"', "models[0].quantization: is for chat models; this one is for speech"),
-        ("max_model_len = 512", "models[0].max_model_len: is for chat and embeddings models; this one is for speech"),
+        (
+            "max_model_len = 512",
+            "models[0].max_model_len: is for chat, embeddings and rerank models; this one is for speech",
+        ),
         ("max_model_len = true", "models[0].max_model_len: must be a whole number of at least 1, not True"),
         ('engine = "vllm"', "models[0].engine: must be auto, transformers, faster-whisper or hibari, not 'vllm'"),
         ('engine = "transformers"', "models[0].engine: speech models are run by hibari; leave it out"),

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from gateway.schemas import parameters
 from gateway.schemas.verdicts import Parameters
-from tests.gateway.fakes import FakeChat, FakeEmbeddings, FakeSpeech, FakeTranscription, app
+from tests.gateway.fakes import FakeChat, FakeEmbeddings, FakeReranker, FakeSpeech, FakeTranscription, app
 
 fuzzed = settings(max_examples=200, deadline=None)
 
@@ -91,12 +91,16 @@ HELLO = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]}
 INPUT = TEXT | st.lists(TEXT) | st.lists(st.integers()) | st.lists(st.lists(st.integers(0, 9)))
 COMPLETION = fields_of(parameters.COMPLETIONS, model=st.just("gpt-4o"), prompt=INPUT, stream=st.booleans())
 EMBED = fields_of(parameters.EMBEDDINGS, model=st.just("mini-embed"), input=INPUT)
+DOCUMENT = TEXT | st.fixed_dictionaries({"text": TEXT}, optional={"title": JSON, "image": JSON}) | JSON
+RERANK = fields_of(
+    parameters.RERANK, model=st.just("mini-rerank"), query=TEXT, documents=st.lists(DOCUMENT, max_size=3) | JSON
+)
 SPEAK = fields_of(parameters.SPEECH, model=st.just("tiny-tts"), input=TEXT, voice=TEXT)
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    everything = app(FakeChat(), FakeEmbeddings(), FakeTranscription(), FakeSpeech())
+    everything = app(FakeChat(), FakeEmbeddings(), FakeReranker(), FakeTranscription(), FakeSpeech())
     with TestClient(everything) as client:
         yield client
 
@@ -144,6 +148,12 @@ def test_embeddings(client: TestClient, body: object) -> None:
 
 
 @fuzzed
+@given(body=RERANK | JSON)
+def test_rerank(client: TestClient, body: object) -> None:
+    check(client.post("/v1/rerank", json=body))
+
+
+@fuzzed
 @given(body=SPEAK | JSON)
 def test_speech(client: TestClient, body: object) -> None:
     check(client.post("/v1/audio/speech", json=body))
@@ -184,7 +194,8 @@ def test_forms_in_pieces(client: TestClient, options: str, pieces: list[bytes]) 
 
 @fuzzed
 @given(
-    body=st.binary(max_size=64), path=st.sampled_from(["chat/completions", "completions", "embeddings", "audio/speech"])
+    body=st.binary(max_size=64),
+    path=st.sampled_from(["chat/completions", "completions", "embeddings", "rerank", "audio/speech"]),
 )
 def test_bytes(client: TestClient, body: bytes, path: str) -> None:
     check(client.post(f"/v1/{path}", content=body))

@@ -62,7 +62,7 @@ async def test_health_says_alive_and_readiness_says_which_models_are_warm() -> N
     assert (await get("/v1/models", ready=False)).json()["data"][0]["loaded"] is False
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings", "/v1/audio/speech"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings", "/v2/rerank", "/v1/audio/speech"])
 async def test_a_wrong_method_is_405(path: str) -> None:
     response = await get(path)
     assert (response.status_code, response.headers["allow"]) == (405, "POST")

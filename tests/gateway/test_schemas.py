@@ -40,6 +40,7 @@ from gateway.schemas.embeddings import EmbeddingParams
 from gateway.schemas.generation import StreamOptions
 from gateway.schemas.messages import Message
 from gateway.schemas.output_format import StructuredOutputs
+from gateway.schemas.rerank import RerankParams
 from gateway.schemas.verdicts import Parameters, Verdict
 from handlers.embeddings.types import EmbeddingRequest
 from handlers.errors import InvalidRequest
@@ -54,6 +55,7 @@ TABLES = (
     "STREAM_OPTIONS",
     "COMPLETIONS",
     "EMBEDDINGS",
+    "RERANK",
     "TRANSCRIPTION",
     "SPEECH",
 )
@@ -121,6 +123,7 @@ def test_every_parameter_of_the_sdk_has_a_verdict(table: Parameters, typed_dicts
         (parameters.STREAM_OPTIONS, StreamOptions, set()),
         (parameters.COMPLETIONS, CompletionParams, set()),
         (parameters.EMBEDDINGS, EmbeddingParams, set()),
+        (parameters.RERANK, RerankParams, {"texts"}),
         (parameters.TRANSCRIPTION, TranscriptionParams, {"file"}),
         (parameters.SPEECH, SpeechParams, set()),
     ],

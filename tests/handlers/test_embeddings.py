@@ -14,11 +14,11 @@ from transformers import AutoModel, AutoTokenizer
 from batching.errors import EngineFailed
 from batching.job import Caller
 from batching.limits import Limits
-from handlers.embeddings.bert import Bert
 from handlers.embeddings.engine import Embedder, load
 from handlers.embeddings.handler import SentenceEncoderHandler
 from handlers.embeddings.openai_tokens import OpenAITokens
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
+from handlers.encoders.bert import Bert
 from handlers.errors import InvalidRequest, ModelLoadError
 from handlers.spec import ModelSpec, Task
 from tests.handlers.tiny import save_embedding_model

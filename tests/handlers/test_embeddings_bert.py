@@ -23,10 +23,10 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from handlers.embeddings.bert import Bert
-from handlers.embeddings.encoder import Encoder, TokenIds, passes
 from handlers.embeddings.engine import Embedder, load
 from handlers.embeddings.transformers_model import TransformersModel
+from handlers.encoders.bert import Bert
+from handlers.encoders.encoder import Encoder, TokenIds, passes
 from handlers.errors import ModelLoadError
 from handlers.sources import fetch
 from handlers.spec import ModelSpec, Task

@@ -1,12 +1,13 @@
-"""What runs a model for embeddings: token ids in, hidden states out."""
+"""What runs an encoder: token ids in, hidden states out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from itertools import groupby
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
 TokenIds = Sequence[int]
+Input = TypeVar("Input", bound=Sized)
 
 
 class Encoder(Protocol):
@@ -38,11 +39,11 @@ class Run(NamedTuple):
     tokens: int
 
 
-def runs(inputs: Sequence[TokenIds]) -> list[Run]:
+def runs(inputs: Sequence[Sized]) -> list[Run]:
     return [Run(sum(1 for _ in equal), tokens) for tokens, equal in groupby(map(len, inputs))]
 
 
-def passes(inputs: Sequence[TokenIds], max_tokens: int) -> Iterator[Sequence[TokenIds]]:
+def passes(inputs: Sequence[Input], max_tokens: int) -> Iterator[Sequence[Input]]:
     """Inputs, longest first, cut into passes of at most `max_tokens`, all counted as long as the pass's longest.
 
     A longer input passes alone.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from handlers.embeddings.encoder import Run, TokenIds, passes, runs
+from handlers.encoders.encoder import Run, TokenIds, passes, runs
 from handlers.linear import ACTIVATIONS, Linear
 
 _WEIGHTS = "model.safetensors"
@@ -82,13 +82,15 @@ class Layer:
 
 
 class Bert:
-    """An Encoder; see handlers.embeddings.encoder."""
+    """An Encoder; see handlers.encoders.encoder."""
 
     def __init__(self, weights: Weights, config: Mapping[str, Any], max_batch_tokens: int) -> None:
         """config: as in config.json. max_batch_tokens: the most that pass at once."""
+        config = {"layer_norm_eps": 1e-12, **config}
         self.device, self.dtype = weights.device, weights.dtype
         self._words = weights["embeddings.word_embeddings.weight"]
-        self._places = _places(weights, config)
+        self._sentences = weights["embeddings.token_type_embeddings.weight"]
+        self._places = _places(weights, config) + self._sentences[0]
         self._norm = LayerNorm(weights, "embeddings.LayerNorm", float(config["layer_norm_eps"]))
         layers = range(int(config["num_hidden_layers"]))
         self._layers = [Layer(weights, f"encoder.layer.{index}", config) for index in layers]
@@ -96,29 +98,38 @@ class Bert:
         self.hidden_size = int(config["hidden_size"])
         self.positions: int | None = len(self._places)
 
-    def encode(self, inputs: Sequence[TokenIds]) -> Iterator[Tensor]:
+    def encode(self, inputs: Sequence[TokenIds], second_at: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """second_at: where in each input its second sentence begins; without it every input is one sentence."""
+        start = 0
         for batch in passes(inputs, self._max_batch_tokens):
-            yield from self._hidden_states(batch)
+            stop = start + len(batch)
+            yield from self._hidden_states(batch, None if second_at is None else second_at[start:stop])
+            start = stop
 
-    def _hidden_states(self, inputs: Sequence[TokenIds]) -> Iterator[Tensor]:
+    def _hidden_states(self, inputs: Sequence[TokenIds], second_at: Sequence[int] | None) -> Iterator[Tensor]:
         texts = runs(inputs)
-        x = self._embed(inputs, texts)
+        x = self._embed(inputs, texts, second_at)
         for layer in self._layers:
             x = layer(x, texts)
         for block, run in zip(_blocks(x, texts), texts, strict=True):
             yield block.view(*run, self.hidden_size)
 
-    def _embed(self, inputs: Sequence[TokenIds], texts: Sequence[Run]) -> Tensor:
-        """[tokens, hidden]: what each token is and where it stands in its text."""
+    def _embed(self, inputs: Sequence[TokenIds], texts: Sequence[Run], second_at: Sequence[int] | None) -> Tensor:
+        """[tokens, hidden]: what each token is, where it stands in its text, and in which sentence."""
         token_ids = torch.tensor(list(chain.from_iterable(inputs)), device=self.device)
-        places = torch.cat([self._places[: run.tokens].repeat(run.texts, 1) for run in texts])
-        return self._norm(F.embedding(token_ids, self._words) + places)
+        x = torch.cat([self._places[: run.tokens].repeat(run.texts, 1) for run in texts])
+        x += F.embedding(token_ids, self._words)
+        if second_at is not None:
+            in_second = [
+                place >= second for ids, second in zip(inputs, second_at, strict=True) for place in range(len(ids))
+            ]
+            x[torch.tensor(in_second, device=self.device)] += self._sentences[1] - self._sentences[0]
+        return self._norm(x)
 
 
-def load(folder: Path, config: Mapping[str, Any], device: str, dtype: torch.dtype, max_batch_tokens: int) -> Bert:
-    """A model that `supports` agreed to. Raises OSError, ValueError, KeyError or SafetensorError."""
-    weights = Weights(load_file(folder / _WEIGHTS), torch.device(device), dtype)
-    return Bert(weights, {"layer_norm_eps": 1e-12, **config}, max_batch_tokens)
+def read_weights(folder: Path, device: str, dtype: torch.dtype) -> Weights:
+    """Of a model that `supports` agreed to. Raises OSError or SafetensorError."""
+    return Weights(load_file(folder / _WEIGHTS), torch.device(device), dtype)
 
 
 def _attention(query_key_value: Tensor, texts: Sequence[Run], heads: int) -> Tensor:
@@ -138,11 +149,10 @@ def _blocks(x: Tensor, texts: Sequence[Run]) -> Sequence[Tensor]:
 
 
 def _places(weights: Weights, config: Mapping[str, Any]) -> Tensor:
-    """[positions, hidden]: what is added to the token that stands there; every text is a first sentence."""
+    """[positions, hidden]: what is added to the token that stands there."""
     # RoBERTa numbers its positions from the padding token's id onwards, which itself stays free.
     first = 0 if config["model_type"] == "bert" else int(config["pad_token_id"]) + 1
-    sentence = weights["embeddings.token_type_embeddings.weight"][0]
-    return weights["embeddings.position_embeddings.weight"][first:] + sentence
+    return weights["embeddings.position_embeddings.weight"][first:]
 
 
 def _modern(name: str) -> str:
