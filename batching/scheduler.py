@@ -2,7 +2,7 @@
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from batching.errors import QueueFull
@@ -20,7 +20,12 @@ class Batch(NamedTuple, Generic[J]):
 
 
 class Scheduler(Generic[J]):
-    """A bounded waiting room. Priority first, then arrival; nothing overtakes, so nothing starves within a priority.
+    """A bounded waiting room. Priority first, then arrival, except that a request of several batches takes turns.
+
+    A turn passes with every `max_batch_cost` of work that is taken. Jobs that come together start with the present one
+    and have a turn for each batchful, so whoever comes meanwhile waits for one batchful of theirs and not for all
+    (start-time fair queueing, Goyal et al., SIGCOMM 1996). Within a turn nothing overtakes, and no turn is put off, so
+    nothing starves within a priority.
 
     reserved: places of jobs that are still being prepared.
     """
@@ -29,10 +34,11 @@ class Scheduler(Generic[J]):
         self.limits = limits
         self.waiting_cost = 0
         self.reserved = 0
-        self._waiting: dict[Priority, OrderedDict[J, None]] = {priority: OrderedDict() for priority in Priority}
+        self._waiting: dict[Priority, dict[int, OrderedDict[J, None]]] = {priority: {} for priority in Priority}
+        self._taken = dict.fromkeys(Priority, 0)
 
     def __len__(self) -> int:
-        return sum(len(queue) for queue in self._waiting.values())
+        return sum(map(len, self._queues()))
 
     def check_room(self, jobs: int = 1, cost: int = 0) -> None:
         """Raise QueueFull if so much more may not wait.
@@ -50,29 +56,29 @@ class Scheduler(Generic[J]):
     def add(self, jobs: Sequence[J]) -> None:
         """Let all of them wait, or none. Raises QueueFull."""
         self.check_room(len(jobs), sum(job.cost for job in jobs))
+        before = 0
         for job in jobs:
-            self._waiting[job.caller.priority][job] = None
-            self.waiting_cost += job.cost
+            job.turn = (self._taken[job.caller.priority] + before) // self.limits.max_batch_cost
+            before += job.cost
+            self._insert(job)
 
     def requeue(self, jobs: Sequence[J]) -> None:
         """Put preempted jobs back at the head, in the order given. They were admitted once; no bound applies."""
         for job in reversed(jobs):
-            queue = self._waiting[job.caller.priority]
-            queue[job] = None
-            queue.move_to_end(job, last=False)
-            self.waiting_cost += job.cost
+            job.turn = min(self._waiting[job.caller.priority], default=job.turn)
+            self._insert(job)
+            self._waiting[job.caller.priority][job.turn].move_to_end(job, last=False)
 
     def abort(self, job: J) -> bool:
         """Withdraw a waiting job. False if it is not waiting (any more)."""
-        queue = self._waiting[job.caller.priority]
-        if job not in queue:
+        if job not in self._waiting[job.caller.priority].get(job.turn, ()):
             return False
         self._remove(job)
         return True
 
     def clear(self) -> list[J]:
         """Withdraw every waiting job."""
-        jobs = list(itertools.chain.from_iterable(self._waiting.values()))
+        jobs = list(self._in_order())
         for job in jobs:
             self._remove(job)
         return jobs
@@ -84,7 +90,7 @@ class Scheduler(Generic[J]):
         """
         batch: Batch[J] = Batch([], [])
         room = max_cost
-        for job in itertools.chain.from_iterable(self._waiting.values()):
+        for job in self._in_order():
             if job.is_due(now):
                 batch.expired.append(job)
             elif len(batch.jobs) < max_size and (job.cost <= room or (alone and not batch.jobs)):
@@ -94,12 +100,13 @@ class Scheduler(Generic[J]):
                 break
         for job in (*batch.jobs, *batch.expired):
             self._remove(job)
+        for job in batch.jobs:
+            self._taken[job.caller.priority] += job.cost
         return batch
 
     def first(self, now: float) -> J | None:
         """Who would be taken next."""
-        jobs = itertools.chain.from_iterable(self._waiting.values())
-        return next((job for job in jobs if not job.is_due(now)), None)
+        return next((job for job in self._in_order() if not job.is_due(now)), None)
 
     def due_in(self, now: float, *, max_size: int, max_cost: int) -> float | None:
         """Seconds until a batch should start: 0 is now, None is not before another job arrives.
@@ -111,9 +118,24 @@ class Scheduler(Generic[J]):
             return None
         if waiting >= max_size or self.waiting_cost >= max_cost:
             return 0.0
-        oldest = min(next(iter(queue)).timing.arrived for queue in self._waiting.values() if queue)
+        oldest = min(next(iter(queue)).timing.arrived for queue in self._queues())
         return max(0.0, oldest + self.limits.max_wait - now)
 
+    def _queues(self) -> Iterator[OrderedDict[J, None]]:
+        """One a turn, none of them empty; by priority and turn."""
+        for turns in self._waiting.values():
+            yield from (turns[turn] for turn in sorted(turns))
+
+    def _in_order(self) -> Iterator[J]:
+        return itertools.chain.from_iterable(self._queues())
+
+    def _insert(self, job: J) -> None:
+        self._waiting[job.caller.priority].setdefault(job.turn, OrderedDict())[job] = None
+        self.waiting_cost += job.cost
+
     def _remove(self, job: J) -> None:
-        del self._waiting[job.caller.priority][job]
+        turns = self._waiting[job.caller.priority]
+        del turns[job.turn][job]
+        if not turns[job.turn]:
+            del turns[job.turn]
         self.waiting_cost -= job.cost

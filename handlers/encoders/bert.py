@@ -5,7 +5,7 @@ looks at texts, at all of equal length together. The results are those of transf
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,15 @@ class Layer:
 
     def __call__(self, x: Tensor, texts: Sequence[Run]) -> Tensor:
         """[tokens, hidden] to the same."""
-        attended = _attention(self._query_key_value(x), texts, self._heads)
+        return self._feed_forward(_attention(self._query_key_value(x), texts, self._heads), x)
+
+    def first(self, x: Tensor, texts: Sequence[Run]) -> Tensor:
+        """[tokens, hidden] to [texts, hidden]: the same for the first token of each text only."""
+        attended = _attention(self._query_key_value(x), texts, self._heads, queries=1)
+        starts = accumulate((run.tokens for run in texts for _ in range(run.texts)), initial=0)
+        return self._feed_forward(attended, x[list(starts)[:-1]])
+
+    def _feed_forward(self, attended: Tensor, x: Tensor) -> Tensor:
         x = self._attended_norm(self._attended(attended) + x)
         return self._norm(self._down(self._up(x)) + x)
 
@@ -98,23 +106,41 @@ class Bert:
         self.hidden_size = int(config["hidden_size"])
         self.positions: int | None = len(self._places)
 
-    def encode(self, inputs: Sequence[TokenIds], second_at: Sequence[int] | None = None) -> Iterator[Tensor]:
-        """second_at: where in each input its second sentence begins; without it every input is one sentence."""
-        start = 0
+    def encode(self, inputs: Sequence[TokenIds]) -> Iterator[Tensor]:
+        for batch in passes(inputs, self._max_batch_tokens):
+            yield from self._hidden_states(batch)
+
+    def first_states(self, inputs: Sequence[TokenIds], second_at: Sequence[int] | None = None) -> Tensor:
+        """[inputs, hidden]: the last hidden states of first tokens, which classifiers look at; the others are left out.
+
+        inputs: sorted by length, longest first. second_at: where in each input its second sentence begins; without it
+        every input is one sentence.
+        """
+        states, start = [], 0
         for batch in passes(inputs, self._max_batch_tokens):
             stop = start + len(batch)
-            yield from self._hidden_states(batch, None if second_at is None else second_at[start:stop])
+            states.append(self._first_states(batch, None if second_at is None else second_at[start:stop]))
             start = stop
+        return torch.cat(states)
 
-    def _hidden_states(self, inputs: Sequence[TokenIds], second_at: Sequence[int] | None) -> Iterator[Tensor]:
+    def _hidden_states(self, inputs: Sequence[TokenIds]) -> Iterator[Tensor]:
         texts = runs(inputs)
-        x = self._embed(inputs, texts, second_at)
+        x = self._embed(inputs, texts)
         for layer in self._layers:
             x = layer(x, texts)
         for block, run in zip(_blocks(x, texts), texts, strict=True):
             yield block.view(*run, self.hidden_size)
 
-    def _embed(self, inputs: Sequence[TokenIds], texts: Sequence[Run], second_at: Sequence[int] | None) -> Tensor:
+    def _first_states(self, inputs: Sequence[TokenIds], second_at: Sequence[int] | None) -> Tensor:
+        texts = runs(inputs)
+        x = self._embed(inputs, texts, second_at)
+        for layer in self._layers[:-1]:
+            x = layer(x, texts)
+        return self._layers[-1].first(x, texts)
+
+    def _embed(
+        self, inputs: Sequence[TokenIds], texts: Sequence[Run], second_at: Sequence[int] | None = None
+    ) -> Tensor:
         """[tokens, hidden]: what each token is, where it stands in its text, and in which sentence."""
         token_ids = torch.tensor(list(chain.from_iterable(inputs)), device=self.device)
         x = torch.cat([self._places[: run.tokens].repeat(run.texts, 1) for run in texts])
@@ -132,14 +158,17 @@ def read_weights(folder: Path, device: str, dtype: torch.dtype) -> Weights:
     return Weights(load_file(folder / _WEIGHTS), torch.device(device), dtype)
 
 
-def _attention(query_key_value: Tensor, texts: Sequence[Run], heads: int) -> Tensor:
-    """[tokens, 3 * hidden] to [tokens, hidden]; a token looks at those of its own text."""
+def _attention(query_key_value: Tensor, texts: Sequence[Run], heads: int, queries: int | None = None) -> Tensor:
+    """[tokens, 3 * hidden] to [tokens, hidden]; a token looks at those of its own text.
+
+    queries: so many of each text's first tokens are wanted; without it, all.
+    """
     hidden = query_key_value.shape[1] // 3
     attended = []
     for block, run in zip(_blocks(query_key_value, texts), texts, strict=True):
         query, key, value = block.view(*run, 3, heads, hidden // heads).permute(2, 0, 3, 1, 4)
-        heads_side_by_side = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
-        attended.append(heads_side_by_side.reshape(run.texts * run.tokens, hidden))
+        heads_side_by_side = F.scaled_dot_product_attention(query[:, :, :queries], key, value).transpose(1, 2)
+        attended.append(heads_side_by_side.reshape(-1, hidden))
     return torch.cat(attended)
 
 

@@ -44,8 +44,7 @@ class PackedCrossEncoder:
 
     def logits(self, pairs: Sequence[Pair]) -> torch.Tensor:
         document_at = [pair.document_at for pair in pairs] if self._typed else None
-        runs = self._encoder.encode([pair.token_ids for pair in pairs], document_at)
-        first = torch.cat([hidden[:, 0] for hidden in runs])
+        first = self._encoder.first_states([pair.token_ids for pair in pairs], document_at)
         return self._out(torch.tanh(self._dense(first)))[:, 0].float()
 
 

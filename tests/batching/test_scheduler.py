@@ -140,6 +140,46 @@ def test_preempted_jobs_return_though_the_queue_is_full() -> None:
     assert (len(scheduler), scheduler.waiting_cost) == (2, 2)
 
 
+def test_a_request_of_several_batches_takes_turns_with_those_who_come_meanwhile() -> None:
+    scheduler = scheduler_with(*(job(f"big{i}", 50) for i in range(6)), max_batch_cost=100)
+    assert names(take(scheduler).jobs) == "big0 big1"
+    scheduler.add([job("late", 10)])
+    assert [names(take(scheduler).jobs) for _ in range(3)] == ["big2 big3", "late big4", "big5"]
+
+
+def test_a_request_of_several_batches_is_not_put_off_for_ever() -> None:
+    scheduler = scheduler_with(*(job(f"big{i}", 100) for i in range(3)), max_batch_cost=100)
+    taken = []
+    for i in range(6):
+        scheduler.add([job(f"small{i}", 100)])
+        taken.append(names(take(scheduler).jobs))
+    assert taken == ["big0", "small0", "big1", "small1", "big2", "small2"]
+
+
+def test_turns_of_one_priority_do_not_pass_with_the_work_of_another() -> None:
+    background = [job(f"b{i}", 100, priority=Priority.BACKGROUND) for i in range(3)]
+    scheduler = scheduler_with(*background, *map(job, "ab"), max_batch_cost=1)
+    assert names(take(scheduler).jobs) == "a b"
+    scheduler.add([job("late", 100, priority=Priority.BACKGROUND)])
+    assert [names(take(scheduler).jobs) for _ in range(4)] == ["b0", "late", "b1", "b2"]
+
+
+def test_a_preempted_job_returns_before_every_turn() -> None:
+    jobs = [job(f"big{i}", 100) for i in range(3)]
+    scheduler = scheduler_with(*jobs, max_batch_cost=100)
+    take(scheduler), take(scheduler)
+    scheduler.requeue(jobs[:2])
+    assert [names(take(scheduler).jobs) for _ in range(3)] == ["big0", "big1", "big2"]
+    assert scheduler.waiting_cost == 0
+
+
+def test_a_job_of_a_later_turn_can_be_withdrawn() -> None:
+    jobs = [job(f"big{i}", 100) for i in range(3)]
+    scheduler = scheduler_with(*jobs, max_batch_cost=100)
+    assert scheduler.abort(jobs[2]) and not scheduler.abort(jobs[2])
+    assert (len(scheduler), scheduler.waiting_cost) == (2, 200)
+
+
 # The batch
 
 

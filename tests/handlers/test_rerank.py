@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 import numpy as np
 import pytest
 import torch
@@ -400,10 +401,12 @@ async def test_a_pair_that_is_not_finite_fails_its_own_request_alone(folder: Pat
 
 async def test_pairs_of_several_requests_share_a_batch(folder: Path) -> None:
     batches: list[int] = []
+    all_wait = threading.Event()
     async with serving(folder) as handler:
         score = handler._batcher._run
 
         def counted(pairs: Sequence[Pair]) -> Sequence[float | Exception]:
+            all_wait.wait(10)
             batches.append(len(pairs))
             return score(pairs)
 
@@ -411,7 +414,35 @@ async def test_pairs_of_several_requests_share_a_batch(folder: Path) -> None:
         async with anyio.create_task_group() as tasks:
             for _ in range(4):
                 tasks.start_soon(rerank, handler, QUERY, TEXTS)
-    assert sum(batches) == 4 * len(TEXTS) and len(batches) < 4
+            while handler._batcher.waiting + handler._batcher.running < 4 * len(TEXTS):
+                await anyio.lowlevel.checkpoint()
+            all_wait.set()
+    assert len(batches) <= 2 and sum(batches) == 4 * len(TEXTS)
+
+
+async def test_a_short_list_does_not_wait_for_all_of_a_long_one(folder: Path) -> None:
+    ended: list[str] = []
+    both_wait = threading.Event()
+
+    def gated(pairs: Sequence[Pair]) -> Sequence[float | Exception]:
+        both_wait.wait(10)
+        return [0.0] * len(pairs)
+
+    async def ask(name: str, documents: int) -> None:
+        await rerank(handler, QUERY, ["red"] * documents)
+        ended.append(name)
+
+    async with serving(folder, Limits(max_batch_cost=60)) as handler:
+        handler._batcher._run = gated
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, "long", 200)
+            while handler._batcher.waiting + handler._batcher.running < 200:
+                await anyio.lowlevel.checkpoint()
+            tasks.start_soon(ask, "short", 5)
+            while handler._batcher.waiting + handler._batcher.running < 205:
+                await anyio.lowlevel.checkpoint()
+            both_wait.set()
+    assert ended == ["short", "long"]
 
 
 async def test_cancelling_a_request_frees_its_places(folder: Path) -> None:
