@@ -1,6 +1,9 @@
 """A model's tokenizer, straight from its tokenizer.json. transformers is not imported: that takes seconds."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -20,6 +23,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except Exception as error:  # tokenizers has no class of its own for what it cannot read
         raise ModelLoadError(f"{file} cannot be read: {str(error).partition(chr(10))[0]}") from error
     return unlimited(tokenizer)
+
+
+def read_tokenizer_config(folder: Path) -> Mapping[str, Any]:
+    """What transformers has written beside the tokenizer; empty if nothing. Raises OSError or ValueError."""
+    file = folder / "tokenizer_config.json"
+    config: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return config
 
 
 def unlimited(tokenizer: Tokenizer) -> Tokenizer:

@@ -3,7 +3,6 @@
 The results are those of transformers' models for sequence classification.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import torch
 
 from handlers.devices import pick_device, pick_dtype
 from handlers.encoders import bert
-from handlers.pretrained import log_placement, max_model_len
-from handlers.rerank.model import RerankModel
+from handlers.pretrained import log_placement
+from handlers.rerank.model import RerankModel, pair_length
 from handlers.rerank.pairs import Pair, sentence_pair
 from handlers.spec import ModelSpec
-from handlers.tokenization import load_tokenizer
+from handlers.tokenization import load_tokenizer, read_tokenizer_config
 
 # The two layers that turn the first token's state into the logit; a tanh is between them.
 _HEADS = {
@@ -61,11 +60,10 @@ def load(spec: ModelSpec, folder: Path, config: Mapping[str, Any]) -> RerankMode
     typed = has_types and _reads_types(folder, config)
     scorer = PackedCrossEncoder(encoder, weights, head, typed=typed)
     log_placement(spec, scorer)
-    return RerankModel(scorer, tokenizer, layout, max_model_len(spec, None, encoder.positions), "cross-encoder")
+    return RerankModel(scorer, tokenizer, layout, pair_length(spec, folder, encoder.positions), "cross-encoder")
 
 
 def _reads_types(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether the model was trained with the types of tokens; RoBERTa has one type only."""
-    file = folder / "tokenizer_config.json"
-    names = json.loads(file.read_text()).get("model_input_names") if file.is_file() else None
+    names = read_tokenizer_config(folder).get("model_input_names")
     return config["model_type"] == "bert" and (names is None or "token_type_ids" in names)

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from handlers.encoders.encoder import passes
-from handlers.pretrained import load_pretrained, max_model_len
-from handlers.rerank.model import RerankModel
+from handlers.pretrained import load_pretrained
+from handlers.rerank.model import RerankModel, pair_length
 from handlers.rerank.pairs import Pair, sentence_pair
 from handlers.spec import ModelSpec
 from handlers.tokenization import unlimited
@@ -62,4 +62,4 @@ def load(spec: ModelSpec, folder: Path) -> RerankModel:
     pad = tokenizer.pad_token_id or 0
     scorer = PaddedCrossEncoder(model, pad, spec.limits.max_batch_cost, typed=typed)
     positions = getattr(model.config, "max_position_embeddings", None)
-    return RerankModel(scorer, backend, layout, max_model_len(spec, None, positions), "cross-encoder")
+    return RerankModel(scorer, backend, layout, pair_length(spec, folder, positions), "cross-encoder")

@@ -1,5 +1,6 @@
 """The rerank handler on tiny random models, against transformers run one pair at a time."""
 
+import json
 import random
 import shutil
 import threading
@@ -298,6 +299,16 @@ async def test_it_says_what_it_can_do(folder: Path, yes_no_folder: Path) -> None
 
 
 # Lengths
+
+
+@pytest.mark.parametrize(("said", "taken"), [(32, 32), (63.0, 63), (512, 64), (10**30, 64), (None, 64)])
+def test_a_pair_is_as_long_as_the_model_was_trained_for(
+    folder: Path, tmp_path: Path, said: float | None, taken: int
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    file = copy / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": said}))
+    assert load(spec(), copy).max_model_len == taken
 
 
 @pytest.mark.parametrize("documents", [1, 64, 65, 200])
