@@ -13,6 +13,7 @@ from gateway.routes import routes, upstream_routes
 from gateway.settings import Settings
 from handlers import sources
 from handlers.base import Handler
+from handlers.chat.types import ImageLimits
 from handlers.factory import create_handlers
 from handlers.registry import Registry
 
@@ -34,6 +35,11 @@ def create_app(
             settings.model_specs(),
             partial(_open_source, cache_dir=settings.models_dir, offline=settings.offline),
             max_audio_seconds=settings.max_audio_seconds,
+            image_limits=ImageLimits(
+                max_bytes=settings.max_image_bytes,
+                max_pixels=settings.max_image_pixels,
+                max_images=settings.max_images,
+            ),
         )
     registry = Registry(handlers)
     app = Starlette(

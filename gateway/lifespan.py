@@ -13,6 +13,7 @@ from gateway.settings import Settings
 from gateway.state import State
 from handlers.errors import ModelLoadError, SourceError
 from handlers.registry import Registry
+from proxy.images import ImageFetcher
 from proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def lifespan_of(
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_serve_models, registry, partial(on_ready, registry), on_failure)
-                yield State(settings=settings, registry=registry, upstream=upstream)
+                yield State(settings=settings, registry=registry, upstream=upstream, images=image_fetcher(settings))
                 with anyio.move_on_after(settings.drain_timeout):
                     await registry.drain()
                 tasks.cancel_scope.cancel()
@@ -77,3 +78,10 @@ def _open_upstream(settings: Settings) -> Upstream | None:
         read_timeout=settings.upstream_read_timeout,
         max_connections=settings.max_connections,
     )
+
+
+def image_fetcher(settings: Settings) -> ImageFetcher | None:
+    """None where no host is allowed: then nothing is ever fetched."""
+    if not settings.image_hosts:
+        return None
+    return ImageFetcher(settings.image_hosts, max_bytes=settings.max_image_bytes, timeout=settings.image_timeout)

@@ -84,6 +84,7 @@ class ModelTable(BaseModel):
     max_model_len: Count | None = None
     openai_tokens: Source | None = None
     prefix_cache_bytes: Annotated[int, Field(strict=True, ge=0), Allowed("a number of bytes, 0 for none")] | None = None
+    images: Annotated[bool, Field(strict=True), Allowed("true or false")] | None = None
     limits: Annotated[LimitsTable, Allowed(f"a table of {', '.join(LimitsTable.model_fields)}")] | None = None
 
 
@@ -95,6 +96,12 @@ _ENGINES = {
     Task.RERANK: "transformers",
 }
 # A pair of query and document is to a reranker what a text is to an embeddings model.
+_ONLY_FOR = {
+    "quantization": Task.CHAT,
+    "prefix_cache_bytes": Task.CHAT,
+    "images": Task.CHAT,
+    "openai_tokens": Task.EMBEDDINGS,
+}
 _LIMITS = {**{spec.task: spec.limits for spec in STARTER_MODELS}, Task.RERANK: EMBEDDINGS.limits}
 _READERS = (Task.CHAT, Task.EMBEDDINGS, Task.RERANK)
 _TABLES: Mapping[str, type[BaseModel]] = {"models": ModelTable, "limits": LimitsTable}
@@ -147,14 +154,11 @@ def _contradictions(tables: Mapping[str, ModelTable]) -> Iterator[str]:
     for place, table in tables.items():
         if table.engine not in (None, "auto", _ENGINES[table.task]):
             yield f"{place}.engine: {table.task} models are run by {_ENGINES[table.task]}; leave it out"
-        if table.quantization not in (None, "none") and table.task is not Task.CHAT:
-            yield f"{place}.quantization: is for chat models; this one is for {table.task}"
-        if table.openai_tokens and table.task is not Task.EMBEDDINGS:
-            yield f"{place}.openai_tokens: is for embeddings models; this one is for {table.task}"
+        for name, task in _ONLY_FOR.items():
+            if getattr(table, name) not in (None, "none") and table.task is not task:
+                yield f"{place}.{name}: is for {task} models; this one is for {table.task}"
         if table.dtype == "int8" and table.task in _READERS:
             yield f"{place}.dtype: int8 is for transcription models; this one is for {table.task}"
-        if table.prefix_cache_bytes is not None and table.task is not Task.CHAT:
-            yield f"{place}.prefix_cache_bytes: is for chat models; this one is for {table.task}"
         yield from _split(place, table)
         yield from _without_effect(place, table)
         if table.max_model_len and table.task not in _READERS:

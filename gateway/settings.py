@@ -14,12 +14,14 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from gateway.mistakes import SettingsError, allowed_values, did_you_mean, reason
 from gateway.values import (
+    Amount,
     ApiKey,
     ApiKeys,
     Connections,
     Device,
     Folder,
     Host,
+    ImageHosts,
     LogFormat,
     LogLevel,
     ModelChoice,
@@ -66,6 +68,15 @@ class Settings(BaseSettings):
     max_body_bytes: Size = Field(ByteSize(10 * MIB), description="Largest request body, audio uploads apart.")
     max_audio_bytes: Size = Field(ByteSize(25 * MIB), description="Largest audio upload.")
     max_audio_seconds: Seconds = Field(3600.0, description="Longest audio that is transcribed, in seconds.")
+    max_image_bytes: Size = Field(
+        ByteSize(20 * MIB), description="Largest image; as a data URL it is a third longer, within max_body_bytes."
+    )
+    max_image_pixels: Amount = Field(33_000_000, description="Pixels that the images of a request have together.")
+    max_images: Amount = Field(16, description="Images that a request may have.")
+    image_hosts: ImageHosts = Field(
+        (), description="Hosts that images are fetched from by https; empty switches fetching off."
+    )
+    image_timeout: Seconds = Field(10.0, description="Seconds that fetching the images of a request may take.")
     body_timeout: Seconds = Field(30.0, description="Seconds that a client has to send its request.")
     request_timeout: Seconds = Field(600.0, description="Seconds that a request may take in all; 504 after that.")
     send_timeout: Seconds = Field(30.0, description="Seconds that a client may take to accept a piece of its answer.")

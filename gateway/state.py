@@ -4,12 +4,14 @@ from typing import TypedDict
 
 from gateway.settings import Settings
 from handlers.registry import Registry
+from proxy.images import ImageFetcher
 from proxy.upstream import Upstream
 
 
 class State(TypedDict):
-    """upstream: where models go that are not served here; None if there is none."""
+    """upstream: where models go that are not served here; None if there is none. images: fetches them, if it may."""
 
     settings: Settings
     registry: Registry
     upstream: Upstream | None
+    images: ImageFetcher | None

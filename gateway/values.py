@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
 
 from gateway.mistakes import Allowed
+from proxy.addresses import allowed_host
 
 # At most 15 digits: more than any disk holds, and none overflows.
 _SIZE = re.compile(r"[0-9]{1,15}(\.[0-9]{1,6})? *[A-Za-z]*")
@@ -73,6 +74,11 @@ def _check_upstream(url: str) -> str:
     return url
 
 
+def _check_image_host(entry: str) -> str:
+    allowed_host(entry)
+    return entry
+
+
 def _check_model_choice(choice: str) -> str:
     if not choice.isprintable():
         raise ValueError
@@ -129,6 +135,11 @@ Origins = Annotated[
     BeforeValidator(_split),
     Allowed("origins such as https://app.example.com, separated by commas, without a path and never *"),
 ]
+ImageHosts = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_image_host)], ...],
+    BeforeValidator(_split),
+    Allowed("host names such as images.example.com, *.example.com or cdn.example.com:8443, separated by commas"),
+]
 RateLimit = Annotated[
     str, AfterValidator(_check_rate), Allowed("a rate such as 60/minute, or several separated by semicolons")
 ]
@@ -146,5 +157,6 @@ Device = Annotated[
     str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$"), Allowed("auto, cpu, mps, cuda or cuda:1")
 ]
 Count = Annotated[int, Field(strict=True, ge=1, le=2**31), Allowed("a whole number of at least 1")]
+Amount = Annotated[int, Field(ge=1, le=2**31), Allowed("a whole number of at least 1")]
 Threads = Annotated[int, Field(ge=1, le=1024), Allowed("a whole number from 1 to 1024")]
 Connections = Annotated[int, Field(ge=1, le=65_535), Allowed("a whole number from 1 to 65535")]

@@ -1,10 +1,10 @@
 """What every capability offers to the registry and to the edge."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from batching.job import Caller
-from handlers.chat.types import ChatRequest, CompletionRequest, Delta
+from handlers.chat.types import ChatRequest, CompletionRequest, Delta, ImageInput
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
 from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec
@@ -49,6 +49,9 @@ class Generation(Protocol):
 
 
 class ChatHandler(Handler, Protocol):
+    def check_images(self, images: Sequence[ImageInput]) -> None:
+        """Whether so many images can be read at all, before any of them is fetched. Raises InvalidRequest."""
+
     async def open(self, request: ChatRequest, caller: Caller) -> Generation:
         """Admit the request; raises InvalidRequest, QueueFull or ShuttingDown before anything is generated."""
 

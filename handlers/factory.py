@@ -4,29 +4,40 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from handlers.base import Handler
+from handlers.chat.types import IMAGE_LIMITS, ImageLimits
 from handlers.spec import ModelSpec, Task
 
 OpenSource = Callable[[str], Path]
 
 
 def create_handlers(
-    specs: Sequence[ModelSpec], open_source: OpenSource, *, max_audio_seconds: float
+    specs: Sequence[ModelSpec],
+    open_source: OpenSource,
+    *,
+    max_audio_seconds: float,
+    image_limits: ImageLimits = IMAGE_LIMITS,
 ) -> Sequence[Handler]:
     """One handler a model, not loaded yet.
 
     open_source: from a source string to the folder with its files; called in a worker thread.
-    max_audio_seconds: the longest audio that is transcribed.
+    max_audio_seconds: the longest audio that is transcribed. image_limits: of the images that chats may have.
     """
     has_reranker = any(spec.task is Task.RERANK for spec in specs)
-    return [_create(spec, open_source, max_audio_seconds, has_reranker) for spec in specs]
+    return [_create(spec, open_source, max_audio_seconds, image_limits, has_reranker) for spec in specs]
 
 
-def _create(spec: ModelSpec, open_source: OpenSource, max_audio_seconds: float, has_reranker: bool) -> Handler:
+def _create(
+    spec: ModelSpec,
+    open_source: OpenSource,
+    max_audio_seconds: float,
+    image_limits: ImageLimits,
+    has_reranker: bool,
+) -> Handler:
     match spec.task:
         case Task.CHAT:
             from handlers.chat.handler import TransformersChatHandler
 
-            return TransformersChatHandler(spec, open_source)
+            return TransformersChatHandler(spec, open_source, image_limits=image_limits)
         case Task.EMBEDDINGS:
             from handlers.embeddings.handler import SentenceEncoderHandler
 

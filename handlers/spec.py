@@ -34,6 +34,7 @@ class ModelSpec:
     max_model_len: tokens of context (chat, embeddings, rerank); None means what the model says.
     prefix_cache_bytes: memory for prompts that may come again (chat); 0 keeps none.
     openai_tokens: the source of OpenAI's token vocabulary, for embeddings models that stand in for OpenAI's.
+    images: whether a chat model that can read images does.
     quantization: none, bnb-8bit or bnb-4bit (chat on an accelerator, needs the `quantization` extra).
     """
 
@@ -50,6 +51,7 @@ class ModelSpec:
     max_model_len: int | None = None
     openai_tokens: str | None = None
     prefix_cache_bytes: int = 256 * 1024 * 1024
+    images: bool = True
     limits: Limits = field(default_factory=Limits)
 
     @property

@@ -1,12 +1,17 @@
-"""The messages of a chat: many shapes on the wire; a role, a text and the calls of functions inside."""
+"""The messages of a chat: many shapes on the wire; a role, a text and the calls of functions inside.
 
-from collections.abc import Sequence
+A content with images stays a list of parts, so that their order is kept; any other becomes one text.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import FailFast, Field
+from pydantic import FailFast, Field, PlainValidator
+from pydantic_core import PydanticKnownError
 
 from gateway.schemas.common import Screen, Wire
-from gateway.schemas.parameters import CONTENT_PART, MESSAGE
+from gateway.schemas.images import read_image_url
+from gateway.schemas.parameters import CONTENT_PART, IMAGE_URL, MESSAGE
 from gateway.schemas.tool_choice import custom_tool
 from handlers.errors import InvalidRequest
 
@@ -14,7 +19,7 @@ MAX_MESSAGES = 2048
 MAX_PARTS = 4096  # of all messages together
 MAX_CALLS = 128  # of one message
 
-_OTHER_MEDIA = frozenset({"image_url", "input_audio", "file"})
+_OTHER_MEDIA = frozenset({"input_audio", "file"})
 _PART_TEXT = {"text": "text", "refusal": "refusal"}
 _CALLER_ONLY = ("tool_calls", "function_call", "reasoning_content")
 
@@ -30,9 +35,22 @@ class ToolCall(Wire):
     function: CalledFunction
 
 
+class Parts(tuple[Mapping[str, Any], ...]):
+    """A content with images: `{"type": "text", "text": …}` and `{"type": "image", "image": ImageInput | RemoteImage}`.
+
+    Nothing that comes as JSON is one.
+    """
+
+
+def _text_or_parts(content: object) -> object:
+    if not isinstance(content, str | Parts):
+        raise PydanticKnownError("string_type")
+    return content
+
+
 class Message(Wire):
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
-    content: str
+    content: Annotated[str | Parts, PlainValidator(_text_or_parts)]
     name: Annotated[str, Field(max_length=256)] | None = None
     reasoning_content: str | None = None
     tool_calls: Annotated[list[ToolCall], FailFast(), Field(default_factory=list, max_length=MAX_CALLS)]
@@ -41,7 +59,11 @@ class Message(Wire):
 
     def inner(self) -> dict[str, Any]:
         """As the chat templates know it: only what there is."""
-        return {name: value for name, value in self.model_dump().items() if value is not None and value != []}
+        content = self.content if isinstance(self.content, str) else list(self.content)
+        others = self.model_dump(exclude={"role", "content"}).items()
+        return {"role": self.role, "content": content} | {
+            name: value for name, value in others if value is not None and value != []
+        }
 
 
 def plain_messages(messages: object, screen: Screen) -> object:
@@ -73,7 +95,7 @@ def _plain_message(message: object, path: str, screen: Screen) -> object:
     _sort_calls(fields, path, screen)
     refusal = fields.pop("refusal", None)
     if isinstance(content := fields.get("content"), list):
-        fields["content"] = _joined(content, f"{path}.content", screen)
+        fields["content"] = _joined(content, f"{path}.content", screen, fields.get("role"))
     elif content is None and fields.get("role") == "assistant":
         fields["content"] = refusal or ""
         return fields
@@ -129,19 +151,40 @@ def inner_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return inner
 
 
-def _joined(parts: list[Any], path: str, screen: Screen) -> str:
+def _joined(parts: list[Any], path: str, screen: Screen, role: object) -> str | Parts:
     if not parts:
         message = f"'{path}' is an empty list. Send a text or at least one part."
         raise InvalidRequest(message, path, "invalid_value")
-    return "\n".join(_text(part, f"{path}[{j}]", screen) for j, part in enumerate(parts))
+    if not any(_kind(part) == "image_url" for part in parts):
+        return "\n".join(_text(part, f"{path}[{j}]", screen) for j, part in enumerate(parts))
+    if role != "user":
+        place = next(f"{path}[{j}]" for j, part in enumerate(parts) if _kind(part) == "image_url")
+        message = f"'{place}' is an image, which only messages of role 'user' may have. Move it into one."
+        raise InvalidRequest(message, place, "invalid_value")
+    return Parts(_part(part, f"{path}[{j}]", screen) for j, part in enumerate(parts))
+
+
+def _kind(part: object) -> str | None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _part(part: Any, path: str, screen: Screen) -> Mapping[str, Any]:
+    if _kind(part) != "image_url":
+        return {"type": "text", "text": _text(part, path, screen)}
+    place = f"{path}.image_url"
+    image = screen.sort(part, CONTENT_PART, f"{path}.").get("image_url")
+    if isinstance(image, dict):
+        image, place = screen.sort(image, IMAGE_URL, f"{place}.").get("url"), f"{place}.url"
+    return {"type": "image", "image": read_image_url(image, place)}
 
 
 def _text(part: object, path: str, screen: Screen) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind in _OTHER_MEDIA:
-        message = f"Content of type '{kind}' is not supported: this server's chat models read text only."
+    kind = _kind(part)
+    if kind in _OTHER_MEDIA:
+        message = f"Content of type '{kind}' is not supported: this server's chat models read text and images."
         raise InvalidRequest(message, path, "unsupported_value")
-    key = _PART_TEXT.get(kind) if isinstance(kind, str) else None
+    key = _PART_TEXT.get(kind or "")
     if not isinstance(part, dict) or key is None:
         message = f'\'{path}\' must be a part such as {{"type": "text", "text": "…"}}.'
         raise InvalidRequest(message, path, "invalid_value")

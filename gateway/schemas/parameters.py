@@ -117,7 +117,7 @@ COMPLETIONS: Parameters = {
 
 MESSAGE: Parameters = {
     "role": supported("`developer`, `system`, `user`, `assistant`, `tool`, or the older `function`."),
-    "content": supported("A text, or `text` parts, which are joined by a newline. May be null for an assistant."),
+    "content": supported("A text, or parts; texts alone are joined by a newline. May be null for an assistant."),
     "refusal": supported("Of an assistant without content: taken as what it said."),
     "name": supported("Handed to the model's chat template."),
     "tool_calls": supported("Of an assistant: up to 128 function calls, with their ids."),
@@ -144,10 +144,16 @@ STRUCTURED_OUTPUTS: Parameters = {
 }
 
 CONTENT_PART: Parameters = {
-    "type": supported("`text`, or `refusal` in an assistant's message."),
+    "type": supported("`text`, `image_url` in a user's message, or `refusal` in an assistant's."),
     "text": supported("The text of a `text` part."),
+    "image_url": supported("The image of an `image_url` part: `{url}`, or the URL alone. See [images](#images)."),
     "refusal": supported("The text of a `refusal` part."),
     "prompt_cache_breakpoint": ignored("A caching hint."),
+}
+
+IMAGE_URL: Parameters = {
+    "url": supported("A data URL in base64 or, where the server fetches images, an `https` URL."),
+    "detail": ignored("A hint; models read images as they were trained to."),
 }
 
 STREAM_OPTIONS: Parameters = {

@@ -4,6 +4,8 @@ transformers calls the attention of its models through a table by name; ours sta
 layer says about itself (scale, sliding window, soft cap) comes with the call.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     PretrainedConfig,
@@ -56,9 +59,10 @@ class GeneralModel:
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Logits of the wanted tokens: [wanted, vocab_size]."""
+        several_axes = batch.positions.dim() == 2
         logits: torch.Tensor = self._model(
-            input_ids=batch.token_ids[None],
-            position_ids=batch.positions[None],
+            **self._tokens(batch),
+            position_ids=batch.positions[:, None] if several_axes else batch.positions[None],
             use_cache=False,
             # A split model's last layer may be on another device than its inputs, which a list is taken on from any.
             logits_to_keep=batch.logits_at.tolist() if self._is_split else batch.logits_at,
@@ -66,19 +70,38 @@ class GeneralModel:
         ).logits
         return logits[0]
 
+    def _tokens(self, batch: PackedBatch) -> dict[str, torch.Tensor]:
+        if batch.overlay is None:
+            return {"input_ids": batch.token_ids[None]}
+        embeddings: torch.Tensor = self._model.get_input_embeddings()(batch.token_ids)
+        embeddings[batch.overlay.at] = batch.overlay.vectors
+        return {"inputs_embeds": embeddings[None]}
+
+    def alone(self, **inputs: Any) -> torch.Tensor:
+        """Logits as transformers itself computes them: [tokens, vocab_size]."""
+        self._model.set_attn_implementation(_for_text(self._model.config, "eager"))
+        try:
+            logits: torch.Tensor = self._model(**inputs, use_cache=False).logits
+        finally:
+            self._model.set_attn_implementation(_for_text(self._model.config, ATTENTION))
+        return logits[0]
+
     @torch.inference_mode()
     def check(self) -> None:
         """Compare with the model's own computation. Raises ModelLoadError, or whatever the model stumbles over."""
         slides = _slides(self._model.config.get_text_config(decoder=True))
-        self._model.set_attn_implementation("eager")
-        alone = [
-            self._model(input_ids=torch.tensor([probe], device=self.device), use_cache=False).logits[0]
-            for probe in probes(self.vocab_size)
-        ]
-        self._model.set_attn_implementation(ATTENTION)
+        alone = [self.alone(input_ids=torch.tensor([probe], device=self.device)) for probe in probes(self.vocab_size)]
         windows = check_packed(self, alone)
         if slides and not windows:
             raise ModelLoadError("they do not tell their attention about its sliding window")
+
+
+def _for_text(config: PretrainedConfig, attention: str) -> str | dict[str, str]:
+    """What makes the language model compute so, and leaves a vision tower beside it alone."""
+    text = config.get_text_config(decoder=True)
+    if text is config:
+        return attention
+    return {name: attention for name in config.sub_configs if getattr(config, name, None) is text}
 
 
 def _slides(config: PretrainedConfig) -> bool:
@@ -136,24 +159,47 @@ AttentionMaskInterface.register(ATTENTION, _no_mask)
 
 def load_general(spec: ModelSpec, folder: Path) -> GeneralModel:
     """Raises ModelLoadError with one line that names the model and what is wrong."""
-    model, _ = load_pretrained(AutoModelForCausalLM, spec, folder, attn_implementation=ATTENTION, **_quantization(spec))
+    model = load_with_packed_attention(AutoModelForCausalLM, spec, folder)
     try:
         return checked(model)
     except ModelLoadError as error:
         raise ModelLoadError(f"model {spec.id}: {error}") from error
 
 
+def load_with_packed_attention(auto_class: Any, spec: ModelSpec, folder: Path) -> PreTrainedModel:
+    """Raises ModelLoadError with one line that names the model and what is wrong."""
+    attention = _for_text(AutoConfig.from_pretrained(folder), ATTENTION)
+    model, _ = load_pretrained(auto_class, spec, folder, attn_implementation=attention, **_quantization(spec))
+    return model
+
+
 def checked(model: PreTrainedModel) -> GeneralModel:
     """Raises ModelLoadError for a model that cannot compute packed batches, however that shows."""
-    try:
+    with refusing(model):
         general = GeneralModel(model)
         general.check()
-    except (ModelLoadError, RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+    return general
+
+
+@contextmanager
+def refusing(model: PreTrainedModel) -> Iterator[None]:
+    """Whatever a model stumbles over becomes ModelLoadError, but for a lack of memory."""
+    try:
+        yield
+    except (
+        ModelLoadError,
+        ImportError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+    ) as error:
         if is_out_of_memory(error):
             raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelLoadError(f"models of type {model.config.model_type} cannot be served: {reason}") from error
-    return general
 
 
 def _quantization(spec: ModelSpec) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from batching.generation import ContinuousBatcher, Joining
 from batching.job import Caller, Job
 from batching.worker import Worker
-from handlers.chat.types import ChatRequest, CompletionRequest, Sampling
+from handlers.chat.types import IMAGE_LIMITS, ChatRequest, CompletionRequest, ImageInput, ImageLimits, Sampling
 from handlers.devices import is_out_of_memory
+from handlers.errors import InvalidRequest
 from handlers.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -32,12 +33,16 @@ class TransformersChatHandler:
     _batcher: ContinuousBatcher["Prompt", "Generated"]
     _preparation: "Preparation"
 
-    def __init__(self, spec: ModelSpec, open_source: Callable[[str], Path]) -> None:
+    def __init__(
+        self, spec: ModelSpec, open_source: Callable[[str], Path], *, image_limits: ImageLimits = IMAGE_LIMITS
+    ) -> None:
         self.spec = spec
+        self._image_limits = image_limits
         self._open_source = open_source
         self._worker = Worker(spec.id)
         self._preparing = Worker(f"{spec.id} prompts")
         self._facts: Mapping[str, Any] = {}
+        self._reads_images = False
 
     async def load(self) -> None:
         engine = await self._worker.run(self._load)
@@ -52,10 +57,21 @@ class TransformersChatHandler:
         await self._batcher.drain()
 
     def describe(self) -> Mapping[str, Any]:
-        return {"capabilities": ["chat", "completions"], "max_model_len": self.spec.max_model_len, **self._facts}
+        capabilities = ["chat", "completions", *(["vision"] if self._reads_images else [])]
+        return {"capabilities": capabilities, "max_model_len": self.spec.max_model_len, **self._facts}
+
+    def check_images(self, images: Sequence[ImageInput]) -> None:
+        """Before anything is fetched or decoded. Raises InvalidRequest."""
+        if images and not self._reads_images:
+            message = f"The model `{self.spec.id}` reads text only. Leave the image out, or choose a model with vision."
+            raise InvalidRequest(message, images[0].param, "unsupported_value")
+        if len(images) > (most := self._image_limits.max_images):
+            message = f"The messages hold {len(images)} images; at most {most} are taken. Send fewer."
+            raise InvalidRequest(message, images[most].param, "invalid_value")
 
     async def open(self, request: ChatRequest, caller: Caller) -> "ChatGeneration":
         """Admission is asked before the prompt is tokenized (is there a place?) and after (is there room for it?)."""
+        self.check_images(request.images)
         with self._batcher.place(caller, request.n):
             prompt, new_answer = await self._preparing.run(self._preparation.chat, request)
         return self._generate([prompt], request.n, caller, new_answer)
@@ -94,7 +110,8 @@ class TransformersChatHandler:
             "device": str(loaded.model.device),
             "dtype": str(loaded.model.kv_shape.dtype).removeprefix("torch."),
         }
-        self._preparation = Preparation(loaded)
+        self._reads_images = loaded.reader is not None
+        self._preparation = Preparation(loaded, self._image_limits)
         self._warm_up(engine)
         return engine
 

@@ -5,9 +5,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
@@ -21,6 +22,9 @@ from handlers.pretrained import cannot_load, max_model_len
 from handlers.spec import SPLIT, ModelSpec
 from handlers.tokenization import load_tokenizer
 
+if TYPE_CHECKING:
+    from handlers.chat.vision import ImageReader
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,6 +33,7 @@ class ChatModel:
     """chat_template: Jinja. special_tokens: what the template may name, such as `bos_token`.
 
     max_model_len: tokens of context, prompt and answer together. eos_token_ids: any of them ends an answer.
+    reader: of images, if the model has one.
     """
 
     model: PackedModel
@@ -37,6 +42,7 @@ class ChatModel:
     special_tokens: Mapping[str, str]
     eos_token_ids: tuple[int, ...]
     max_model_len: int
+    reader: "ImageReader | None" = None
 
 
 def load(spec: ModelSpec, folder: Path) -> ChatModel:
@@ -48,11 +54,11 @@ def load(spec: ModelSpec, folder: Path) -> ChatModel:
         tokenizer = load_tokenizer(folder)
         special_tokens = _special_tokens(tokenizer_config)
         template = _chat_template(folder, tokenizer_config)
-        model = load_model(spec, folder, config)
+        if template is None:
+            raise ModelLoadError(f"model {spec.id}: it has no chat template; take its instruct version")
+        model, reader = _load_with_reader(spec, folder, config, template, special_tokens)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise cannot_load(spec, error) from error
-    if template is None:
-        raise ModelLoadError(f"model {spec.id}: it has no chat template; take its instruct version")
     text_config = config.get("text_config", config)
     positions = text_config.get("max_position_embeddings") or text_config.get("n_positions")
     return ChatModel(
@@ -62,7 +68,21 @@ def load(spec: ModelSpec, folder: Path) -> ChatModel:
         special_tokens=special_tokens,
         eos_token_ids=_eos_token_ids(folder, config, tokenizer, special_tokens),
         max_model_len=max_model_len(spec, None, positions),
+        reader=reader,
     )
+
+
+def _load_with_reader(
+    spec: ModelSpec, folder: Path, config: Mapping[str, Any], template: str, special_tokens: Mapping[str, str]
+) -> "tuple[PackedModel, ImageReader | None]":
+    """A model that reads images comes with what makes tokens of them."""
+    if "vision_config" in config:
+        from handlers.chat.vision import load_image_text, reads_images
+
+        if reads_images(config):
+            text = _with_an_image(spec, template, special_tokens) if spec.images else None
+            return load_image_text(spec, folder, text)
+    return load_model(spec, folder, config), None
 
 
 def load_model(spec: ModelSpec, folder: Path, config: Mapping[str, Any], *, steps: bool = True) -> PackedModel:
@@ -85,6 +105,21 @@ def load_model(spec: ModelSpec, folder: Path, config: Mapping[str, Any], *, step
     weights += f" for up to {int8_rows} tokens at once" if 0 < int8_rows < ALL_ROWS else ""
     logger.info("%s runs on %s in %s%s", spec.id, device, str(dtype).removeprefix("torch."), weights)
     return model
+
+
+def _with_an_image(spec: ModelSpec, template: str, special_tokens: Mapping[str, str]) -> str:
+    """What the template makes of a message with an image."""
+    from handlers.chat.prompt import render_messages
+
+    content = [{"type": "image"}, {"type": "text", "text": "What is to be seen here?"}]
+    try:
+        return render_messages(
+            [{"role": "user", "content": content}], template, add_generation_prompt=True, **special_tokens
+        )
+    except (TemplateError, ValueError, TypeError) as error:
+        raise ModelLoadError(
+            f"model {spec.id}: its chat template fails on images; `images = false` does without"
+        ) from error
 
 
 class Checkpoint:

@@ -44,14 +44,26 @@ class Chunk:
 
 
 @dataclass(slots=True)
+class Overlay:
+    """What takes the place of tokens' embeddings. at: [places] among the step's tokens; vectors: [places, hidden]."""
+
+    at: torch.Tensor
+    vectors: torch.Tensor
+
+
+@dataclass(slots=True)
 class PackedBatch:
-    """token_ids, positions: [tokens]. logits_at: [wanted], the tokens whose logits are needed."""
+    """token_ids, positions: [tokens]. logits_at: [wanted], the tokens whose logits are needed.
+
+    Only prompts with images have an overlay, or positions of [axes, tokens].
+    """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     logits_at: torch.Tensor
     decodes: Sequence[DecodeGroup]
     chunks: Sequence[Chunk]
+    overlay: Overlay | None = None
     _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
 
     def causal_mask(self, chunk: Chunk, window: int | None, like: torch.Tensor) -> torch.Tensor:

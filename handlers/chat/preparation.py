@@ -8,6 +8,7 @@ from handlers.chat.answer import Answer
 from handlers.chat.constraints import Grammar
 from handlers.chat.engine import Prompt
 from handlers.chat.grammar import GrammarCompiler
+from handlers.chat.images import decode_all
 from handlers.chat.loading import ChatModel
 from handlers.chat.prompt import PromptBuilder
 from handlers.chat.reasoning import ReasoningSplitter, reasoning_format
@@ -15,7 +16,7 @@ from handlers.chat.stops import StopMatcher
 from handlers.chat.text import Detokenizer, TokenTexts
 from handlers.chat.tools import formats, history
 from handlers.chat.tools.parser import ToolParser
-from handlers.chat.types import ChatRequest, CompletionRequest, Sampling, Tool
+from handlers.chat.types import IMAGE_LIMITS, ChatRequest, CompletionRequest, ImageLimits, Sampling, Tool
 
 NewAnswer = Callable[[int], Answer]
 
@@ -23,11 +24,13 @@ NewAnswer = Callable[[int], Answer]
 class Preparation:
     """Called in a worker thread: templates, tokenizing and grammars take their time."""
 
-    def __init__(self, loaded: ChatModel) -> None:
+    def __init__(self, loaded: ChatModel, image_limits: ImageLimits = IMAGE_LIMITS) -> None:
+        """image_limits: for models that read images."""
         template, tokenizer = loaded.chat_template, loaded.tokenizer
         self._tokenizer = tokenizer
         self._texts = TokenTexts(tokenizer)
-        self._prompts = PromptBuilder(tokenizer, template, loaded.special_tokens, loaded.max_model_len)
+        self._image_limits = image_limits
+        self._prompts = PromptBuilder(tokenizer, template, loaded.special_tokens, loaded.max_model_len, loaded.reader)
         self._grammars = GrammarCompiler(tokenizer, loaded.eos_token_ids, loaded.model.vocab_size)
         self._thinking = reasoning_format(template)
         self._tool_format = formats.choose(template, tokenizer.get_vocab())
@@ -37,7 +40,8 @@ class Preparation:
         """The prompt, and what is called with the number of an answer to make its reader. Raises InvalidRequest."""
         text = self._render(request)
         opened = self._thinking is not None and self._thinking.opened_by(text)
-        prompt = self._prompts.chat(request, text, self._grammar(request, opened))
+        images = decode_all(request.images, self._image_limits)
+        prompt = self._prompts.chat(request, text, self._grammar(request, opened), images)
         calls = _callable_tools(request)
         markers = [
             *(self._thinking.markers if self._thinking else ()),

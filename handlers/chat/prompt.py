@@ -1,23 +1,36 @@
 """From messages, texts or token ids to prompts the engine takes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from handlers.chat.constraints import Grammar
-from handlers.chat.engine import Prompt
+from handlers.chat.engine import Prompt, PromptImages
 from handlers.chat.types import ChatRequest, CompletionRequest, Sampling
 from handlers.errors import InvalidRequest
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from handlers.chat.vision import ImageReader
+
 
 class PromptBuilder:
-    """Renders and tokenizes for one model. special_tokens: texts that the template may name, such as `bos_token`."""
+    """Renders and tokenizes for one model. special_tokens: texts that the template may name, such as `bos_token`.
+
+    reader: of a model that reads images.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, chat_template: str, special_tokens: Mapping[str, str], max_model_len: int
+        self,
+        tokenizer: Tokenizer,
+        chat_template: str,
+        special_tokens: Mapping[str, str],
+        max_model_len: int,
+        reader: "ImageReader | None" = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._template = chat_template
@@ -26,6 +39,8 @@ class PromptBuilder:
         self._vocab_size = tokenizer.get_vocab_size()
         self._longest_token = max(len(token.encode()) for token in tokenizer.get_vocab())
         self._knows_developer = "developer" in chat_template
+        self._reader = reader
+        self._wants_parts = reader is not None and not self._writes_texts()
 
     def render(
         self, request: ChatRequest, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
@@ -34,15 +49,16 @@ class PromptBuilder:
 
         messages, tools: as the template wants them. Raises InvalidRequest when it refuses them.
         """
-        size = sum(len(str(message.get("content", "")).encode()) for message in messages)
-        self._refuse_hopeless(size, "messages")
+        self._refuse_hopeless(sum(_size(message.get("content", "")) for message in messages), "messages")
         if not self._knows_developer:
             messages = [_as_system(message) for message in messages]
+        if self._wants_parts:
+            messages = [_in_parts(message) for message in messages]
         try:
-            rendered: Any = render_jinja_template(  # declared to be a str, but is the texts and their spans
-                [messages],
+            return render_messages(
+                [_for_template(message) for message in messages],
+                self._template,
                 tools=[*map(dict, tools)] or None,
-                chat_template=self._template,
                 add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
                 continue_final_message=request.continue_final_message,
                 **{**request.template_kwargs, **self._special_tokens},
@@ -50,14 +66,29 @@ class PromptBuilder:
         except (TemplateError, ValueError, TypeError) as error:
             reason = next(iter(str(error).splitlines()), "it cannot be rendered")
             raise InvalidRequest(f"The model's chat template refuses these messages: {reason}.", "messages") from error
-        return str(rendered[0][0])
 
-    def chat(self, request: ChatRequest, text: str, grammar: Grammar | None = None) -> Prompt:
+    def chat(
+        self, request: ChatRequest, text: str, grammar: Grammar | None = None, images: "Sequence[Image]" = ()
+    ) -> Prompt:
         """text: as `render` gives it. Raises InvalidRequest when the context is too short for it."""
         self._check_token_ids(request.sampling)
-        token_ids = self._encode(text, add_special_tokens=False)
+        token_ids, seen = self._read(text, images)
         max_tokens = self._max_tokens(len(token_ids), request.max_tokens, "messages")
-        return Prompt(token_ids, max_tokens, request.sampling, grammar, request.cache_salt)
+        return Prompt(token_ids, max_tokens, request.sampling, grammar, request.cache_salt, images=seen)
+
+    def _read(self, text: str, images: "Sequence[Image]") -> tuple[list[int], PromptImages | None]:
+        if self._reader is not None:
+            self._reader.check_marks(text, len(images))
+            if images:
+                return self._reader.read(text, images)
+        return self._encode(text, add_special_tokens=False), None
+
+    def _writes_texts(self) -> bool:
+        """Templates of image-text models may know contents as lists of parts only, and leave texts out silently."""
+        try:
+            return _PROBE in render_messages([{"role": "user", "content": _PROBE}], self._template)
+        except (TemplateError, ValueError, TypeError):
+            return False
 
     def completion(self, request: CompletionRequest, grammar: Grammar | None = None) -> list[Prompt]:
         """One prompt each. Raises InvalidRequest, as `chat` does."""
@@ -120,6 +151,34 @@ class PromptBuilder:
             )
         return asked or room
 
+
+def render_messages(messages: list[dict[str, Any]], chat_template: str, **variables: Any) -> str:
+    """Raises TemplateError, ValueError or TypeError, whatever the template makes of them."""
+    # Declared to be a text, but is the texts and their spans.
+    rendered: Any = render_jinja_template([messages], chat_template=chat_template, **variables)
+    return str(rendered[0][0])
+
+
+def _size(content: object) -> int:
+    """Bytes of text."""
+    if isinstance(content, list):
+        return sum(_size(part.get("text", "")) for part in content)
+    return len(str(content).encode())
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+def _for_template(message: dict[str, Any]) -> dict[str, Any]:
+    """A template is told where an image stands, and no more."""
+    if not isinstance(content := message.get("content"), list):
+        return message
+    return {**message, "content": [{"type": "image"} if part["type"] == "image" else part for part in content]}
+
+
+_PROBE = "Is this written?"
 
 _FILL_IN_MARKS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),

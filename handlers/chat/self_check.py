@@ -5,11 +5,13 @@ gives fluent but wrong text. It is found out when the model is loaded, on a few 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 
+from handlers.chat.engine import PromptImages
 from handlers.chat.kv_cache import KVCache
-from handlers.chat.packed import Chunk, DecodeGroup, PackedBatch, PackedModel
+from handlers.chat.packed import Chunk, DecodeGroup, Overlay, PackedBatch, PackedModel
 from handlers.errors import ModelLoadError
 
 _TOLERANCE = 0.1
@@ -43,6 +45,48 @@ def check_packed(model: PackedModel, alone: Sequence[torch.Tensor]) -> frozenset
     _compare(torch.cat(decoded), expected_short[_SHORT // 2 :])
     _compare(torch.cat(rest), expected_long[half:])
     return first.windows
+
+
+def check_images(
+    model: PackedModel, token_ids: Sequence[int], images: PromptImages, wanted: torch.Tensor, expected: torch.Tensor
+) -> None:
+    """The same for a prompt with an image, which is cut in two within the image. Raises ModelLoadError.
+
+    wanted: places of the prompt, ascending, its last two among them. expected: their logits.
+    """
+    vectors = images.vectors()
+    positions = torch.arange(len(token_ids)) if images.positions is None else images.positions
+    states = model.kv_shape.empty(1, len(token_ids))[:, :, 0]
+    end = len(token_ids) - 2
+    logits = []
+    for start, stop in pairwise((0, images.at[len(images.at) // 2], end)):
+        inside = [(place, i) for i, place in enumerate(images.at) if start <= place < stop]
+        overlay = Overlay(
+            torch.tensor([place - start for place, _ in inside], device=model.device),
+            vectors[[i for _, i in inside]],
+        )
+        asked = wanted[(wanted >= start) & (wanted < stop)] - start
+        batch = PackedBatch(
+            torch.tensor(token_ids[start:stop], device=model.device),
+            positions[..., start:stop].to(model.device),
+            asked.to(model.device),
+            [],
+            [Chunk(states, 0, stop - start, start)],
+            overlay,
+        )
+        logits.append(model.forward(batch))
+    cache = KVCache(model.kv_shape)
+    cache.add(0, states[:, :, :, :end])
+    for at in (end, end + 1):
+        batch = _pack([], torch.tensor(token_ids[at : at + 1], device=model.device), cache, at)
+        batch.positions = positions[..., at : at + 1].to(model.device)
+        logits.append(model.forward(batch))
+    # Apart, as each has a middle of its own: image tokens that see those after them differ most where they begin.
+    begin, rest = images.at[: -(-len(images.at) // 4)], images.at[-(-len(images.at) // 4) :]
+    others = [place for place in range(len(token_ids)) if place not in set(images.at)]
+    for places in filter(None, (begin, rest, others)):
+        of_these = torch.isin(wanted, torch.tensor(places))
+        _compare(torch.cat(logits)[of_these], expected[of_these])
 
 
 def probes(vocab_size: int) -> Iterator[list[int]]:

@@ -66,8 +66,33 @@ class OutputFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageInput:
+    """An image in a message. data: its file, or that in base64. media_type: what it is said to be.
+
+    param: where it stands in the request, for error messages.
+    """
+
+    data: bytes | str
+    media_type: str
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """max_bytes: of one file. max_pixels: of all images of a request together. max_images: of one request."""
+
+    max_bytes: int = 20 * 1024 * 1024
+    max_pixels: int = 33_000_000
+    max_images: int = 16
+
+
+IMAGE_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """messages: role, content (text) and, as in OpenAI's format, `tool_calls` and `tool_call_id`.
+    """messages: role, content and, as in OpenAI's format, `tool_calls` and `tool_call_id`. content is a text or, where
+    there are images, a list of parts: `{"type": "text", "text": …}` and `{"type": "image", "image": ImageInput}`.
 
     max_tokens None: as many as the context has room for. n: answers to the same messages, which share one prefill.
     template_kwargs: handed to the model's chat template. continue_final_message: the answer goes on where the last
@@ -87,6 +112,13 @@ class ChatRequest:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     cache_salt: str = ""
+
+    @property
+    def images(self) -> list[ImageInput]:
+        """In the order of the messages."""
+        contents = (message.get("content") for message in self.messages)
+        parts = (part for content in contents if isinstance(content, list) for part in content)
+        return [part["image"] for part in parts if part["type"] == "image"]
 
 
 @dataclass(frozen=True, slots=True)

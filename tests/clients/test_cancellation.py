@@ -17,7 +17,7 @@ from handlers.chat.engine import Generated, Prompt
 from handlers.chat.generation import ChatGeneration
 from handlers.chat.sampling import Choice
 from handlers.chat.stops import StopMatcher
-from handlers.chat.types import ChatRequest, CompletionRequest
+from handlers.chat.types import ChatRequest, CompletionRequest, ImageInput
 from handlers.spec import ModelSpec, Task
 from tests.batching.fakes import Latch
 from tests.clients.live import fake_server
@@ -76,6 +76,9 @@ class LatchedChat:
 
     def describe(self) -> Mapping[str, Any]:
         return {"capabilities": ["chat"]}
+
+    def check_images(self, images: Sequence[ImageInput]) -> None:
+        """None come."""
 
     async def open(self, request: ChatRequest, caller: Caller) -> ChatGeneration:
         prompt = Prompt([1], 1_000_000, request.sampling)

@@ -17,21 +17,26 @@ from gateway.routes import routes
 from gateway.settings import Settings
 from gateway.state import State
 from handlers.base import Handler
-from handlers.chat.types import ChatRequest, CompletionRequest, Delta
+from handlers.chat.types import ChatRequest, CompletionRequest, Delta, ImageInput
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
+from handlers.errors import InvalidRequest
 from handlers.registry import Registry
 from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec, Task
 from handlers.speech.types import Speech, SpeechRequest
 from handlers.transcription.types import Transcript, TranscriptionRequest
+from proxy.images import ImageFetcher
 
 
-def app(*handlers: Handler, strict_params: bool = False, ready: bool = True) -> ASGIApp:
+def app(
+    *handlers: Handler, strict_params: bool = False, ready: bool = True, images: ImageFetcher | None = None
+) -> ASGIApp:
     """The gateway without its middleware, its models warm unless told otherwise."""
     registry = Registry(handlers)
     for model in registry.models:
         model.ready = ready
-    state = State(settings=Settings(models="none", strict_params=strict_params), registry=registry, upstream=None)
+    settings = Settings(models="none", strict_params=strict_params)
+    state = State(settings=settings, registry=registry, upstream=None, images=images)
     starlette = Starlette(routes=routes, exception_handlers=exception_handlers)
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,15 +124,21 @@ class FakeChat(FakeHandler):
         refusal: Exception | None = None,
         cached_tokens: int = 0,
         reasoning_tokens: int = 0,
+        reads_images: bool = False,
     ) -> None:
         super().__init__(ModelSpec("org/chat", Task.CHAT, "dir:/chat", aliases=("gpt-4o-mini", "gpt-4o")), error=error)
         self.deltas = deltas
         self.wait_at = wait_at
+        self.reads_images = reads_images
         self.refusal = refusal
         self.cached_tokens = cached_tokens
         self.reasoning_tokens = reasoning_tokens
         self.open_generations = 0
         self.closed_generations = 0
+
+    def check_images(self, images: Sequence[ImageInput]) -> None:
+        if images and not self.reads_images:
+            raise InvalidRequest("This model reads text only.", images[0].param, "unsupported_value")
 
     async def open(self, request: ChatRequest, caller: Caller) -> FakeGeneration:
         return self._generation(request, caller)

@@ -39,6 +39,7 @@ def test_a_full_table_is_read(file: Path) -> None:
         aliases = ["gpt-4o", "gpt-4o-mini"]
         dtype = "bfloat16"
         quantization = "bnb-4bit"
+        images = false
         engine = "transformers"
         device = "cuda:1"
         max_model_len = 4096
@@ -53,6 +54,7 @@ def test_a_full_table_is_read(file: Path) -> None:
             aliases=("gpt-4o", "gpt-4o-mini"),
             dtype="bfloat16",
             quantization="bnb-4bit",
+            images=False,
             engine="transformers",
             device="cuda:1",
             max_model_len=4096,
@@ -119,6 +121,8 @@ def test_a_relative_folder_is_relative_to_the_file(source: str, read: str, file:
         ('aliases = ["one", 2]', "models[0].aliases[1]: must be a list of names"),
         ('dtype = "float8"', "models[0].dtype: must be auto, float32, bfloat16, float16 or int8, not 'float8'"),
         ('quantization = "gptq"', "models[0].quantization: must be none, bnb-8bit or bnb-4bit, not 'gptq'"),
+        ("images = true", "models[0].images: is for chat models; this one is for speech"),
+        ("images = 1", "models[0].images: must be true or false, not 1"),
         ('quantization = "bnb-4bit"', "models[0].quantization: is for chat models; this one is for speech"),
         (
             "max_model_len = 512",

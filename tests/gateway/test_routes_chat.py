@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import Any
 
 import httpx2
 import orjson
@@ -40,7 +41,7 @@ GOLDEN_WITH_USAGE = GOLDEN.replace("}]}\n\n", '}],"usage":null}\n\n').replace(
 )
 
 
-async def post(handler: FakeChat, body: object, **options: bool) -> httpx2.Response:
+async def post(handler: FakeChat, body: object, **options: Any) -> httpx2.Response:
     transport = httpx2.ASGITransport(app=app(handler, **options))
     async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
         return await client.post("/v1/chat/completions", json=body)

@@ -56,6 +56,8 @@ def test_nothing_has_to_be_set() -> None:
             ("https://a.example.com", "http://localhost:3000"),
         ),
         ("CORS_ORIGINS", "tauri://localhost", ("tauri://localhost",)),
+        ("IMAGE_HOSTS", "a.example.com, *.example.org:8443", ("a.example.com", "*.example.org:8443")),
+        ("MAX_IMAGES", "2", 2),
         ("MODELS_DIR", "/var/lib/models-of-nobody", Path("/var/lib/models-of-nobody")),
         ("MODELS_DIR", "~/models", Path.home() / "models"),
         ("DEVICE", "cuda:1", "cuda:1"),
@@ -94,6 +96,11 @@ def test_a_value_is_taken_over(variable: str, text: str, value: object) -> None:
         ("CORS_ORIGINS", "*", "never *"),
         ("CORS_ORIGINS", "https://a.example.com/app", "without a path"),
         ("CORS_ORIGINS", "https://a.example.com,,https://b.example.com", "separated by commas"),
+        ("IMAGE_HOSTS", "*", "host names such as"),
+        ("IMAGE_HOSTS", "127.0.0.1", "host names such as"),
+        ("IMAGE_HOSTS", "https://a.example.com", "host names such as"),
+        ("MAX_IMAGES", "0", "at least 1"),
+        ("MAX_IMAGE_PIXELS", "33e6", "at least 1"),
         ("MODELS_DIR", __file__, "a folder"),
         ("MODELS_DIR", "~nobody-of-this-name/models", "a folder"),
         ("MODELS_DIR", f"{__file__}/models", "a folder"),
@@ -111,7 +118,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(variable: str, text: str, a
 
     assert mistake.startswith(f"GATEWAY_{variable}: must be ")
     assert allowed in mistake
-    assert repr(text)[:20] in mistake or variable == "CORS_ORIGINS"
+    assert repr(text)[:20] in mistake or variable in ("CORS_ORIGINS", "IMAGE_HOSTS")
     assert len(mistake) < 250
 
 

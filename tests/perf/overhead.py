@@ -40,7 +40,7 @@ from handlers.chat.engine import Generated, Prompt
 from handlers.chat.generation import ChatGeneration
 from handlers.chat.sampling import Choice
 from handlers.chat.stops import StopMatcher
-from handlers.chat.types import ChatRequest, CompletionRequest
+from handlers.chat.types import ChatRequest, CompletionRequest, ImageInput
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
 from handlers.spec import ModelSpec, Task
 
@@ -120,6 +120,9 @@ class InstantChat:
 
     def describe(self) -> Mapping[str, Any]:
         return {"capabilities": ["chat"]}
+
+    def check_images(self, images: Sequence[ImageInput]) -> None:
+        """None come."""
 
     async def open(self, request: ChatRequest, caller: Caller) -> ChatGeneration:
         detokenizer: Any = OneLetter()
