@@ -146,17 +146,23 @@ def test_a_row_of_zeros_has_a_scale() -> None:
 @pytest.mark.parametrize(
     ("seconds", "rows"),
     [
-        ([1.05, 1.0], ALL_ROWS),
-        ([2.0, 1.0, 1.0, 2.0], 64),
-        ([2.0, 1.0] * 7, 0),
+        ([1.0, 2.0], 64),
+        ([2.0, 1.0, 1.0, 2.0], 32),
+        ([2.0, 1.0] * 6, 0),
     ],
 )
 def test_how_many_rows_are_few_is_measured(monkeypatch: pytest.MonkeyPatch, seconds: list[float], rows: int) -> None:
-    """seconds: of int8 and of the other, from 256 rows down."""
+    """seconds: of int8 and of the other, from 64 rows down."""
     takes = iter(seconds)
+    monkeypatch.setattr("handlers.linear.tiles_suit_processor", lambda: False)
     monkeypatch.setattr("handlers.linear._seconds", lambda linear, x, clock: next(takes))
     assert rows_faster_in_int8(torch.float32) == rows
     assert list(takes) == []
+
+
+def test_where_the_tiles_suit_all_rows_are_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    assert rows_faster_in_int8(torch.float32) == ALL_ROWS
 
 
 def test_without_kernels_no_rows_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
