@@ -13,6 +13,7 @@ from batching.errors import DeadlineExceeded, ShuttingDown
 from batching.job import Job, Result, Work
 from batching.limits import Limits
 from batching.loop import BatchLoop
+from batching.stats import Outcome, outcome_of
 from batching.worker import Worker
 
 Run = Callable[[Sequence[Work]], Sequence[Result | Exception]]
@@ -61,21 +62,25 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         for job in jobs:
             job.future = loop.create_future()
         deadline = min((job.caller.deadline for job in jobs if job.caller.deadline is not None), default=math.inf)
+        unanswered = Outcome.CANCELLED
         try:
             with anyio.CancelScope(deadline=deadline):
                 return [await job.future for job in jobs if job.future]
+            unanswered = Outcome.EXPIRED
             raise DeadlineExceeded("the deadline passed before the result was there")
         finally:
             for job in jobs:
-                self._withdraw(job)
+                self._withdraw(job, unanswered)
 
-    def _withdraw(self, job: Job[Work, Result]) -> None:
-        """Take back a job that nobody waits for any more; nothing to do if it has its answer."""
+    def _withdraw(self, job: Job[Work, Result], unanswered: Outcome) -> None:
+        """Take back a job that nobody waits for any more; nothing is left to do but count if it has its answer."""
         if job.future is None:
             return
         if job.future.done() and not job.future.cancelled():
-            job.future.exception()  # marked as seen: asyncio would complain about an error that nobody awaits
+            # Looking at an error marks it as seen: asyncio would complain about one that nobody awaits.
+            self._tally.outcomes[outcome_of(job.future.exception())] += 1
             return
+        self._tally.outcomes[unanswered] += 1
         job.future.cancel()
         job.cancel.cancel()
         if self._scheduler.abort(job):
@@ -109,6 +114,8 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         started = anyio.current_time()
         for job in jobs:
             job.timing.started, job.timing.batch_size = started, len(jobs)
+            self._tally.queue_time.observe(job.timing.queue_time)
+        self._tally.batch_size.observe(len(jobs))
         report = await self._run_in_worker(jobs)
         ended = anyio.current_time()
         for job, answer in zip(jobs, report.answers, strict=True):
@@ -117,6 +124,7 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         self._running = ()
         self._pace.record(sum(job.cost for job in jobs), ended - started)
         if report.oom_cost is not None:
+            self._tally.out_of_memory += 1
             self._shrink(report.oom_cost)
 
     async def _run_in_worker(self, jobs: Sequence[Job[Work, Result]]) -> Report[Result]:

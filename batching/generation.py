@@ -6,7 +6,7 @@ Continuous batching (Yu et al., Orca, OSDI 2022). The loop decides; the engine, 
 import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol
 
 import anyio
@@ -16,6 +16,7 @@ from batching.errors import DeadlineExceeded, ShuttingDown
 from batching.job import Job
 from batching.limits import Limits
 from batching.loop import BatchLoop
+from batching.stats import BatchStats, GenerationStats, Outcome, outcome_of
 from batching.stream import Prompt, StreamGroup, Token, TokenStream
 from batching.worker import Worker
 
@@ -91,6 +92,15 @@ class ContinuousBatcher(BatchLoop[Job[Prompt, Token]], Generic[Prompt, Token]):
     @property
     def running(self) -> int:
         return len(self._running)
+
+    def stats(self) -> BatchStats:
+        generation = GenerationStats(
+            tokens=self._tally.tokens,
+            preempted=self._tally.preempted,
+            time_to_first_token=self._tally.time_to_first_token.stats(),
+            inter_token=self._tally.inter_token.stats(),
+        )
+        return replace(super().stats(), generation=generation)
 
     def open(self, job: Job[Prompt, Token]) -> TokenStream[Prompt, Token]:
         """Admit the job; its tokens come through the stream. Raises QueueFull or ShuttingDown.
@@ -173,13 +183,17 @@ class ContinuousBatcher(BatchLoop[Job[Prompt, Token]], Generic[Prompt, Token]):
         for stream in streams:
             self._running[stream.id] = stream
             timing = stream.job.timing
-            timing.started = now if timing.started is None else timing.started
+            if timing.started is None:
+                timing.started = now
+                self._tally.queue_time.observe(timing.queue_time)
             timing.batch_size = len(self._running)
         return streams
 
     async def _step(self, joining: Sequence[TokenStream[Prompt, Token]]) -> None:
         leaving, self._leaving = self._leaving, []
         stepping = list(self._running.values())
+        if stepping:  # else the step only drops those who left
+            self._tally.batch_size.observe(len(stepping))
         entries = [Joining(stream.id, stream.job.work, tuple(stream.generated)) for stream in joining]
         started = anyio.current_time()
         outcome = await self._in_worker(stepping, entries, leaving)
@@ -213,17 +227,27 @@ class ContinuousBatcher(BatchLoop[Job[Prompt, Token]], Generic[Prompt, Token]):
     def _deliver(self, outputs: Sequence[StepOutput[Token]]) -> None:
         dropped = {output.id for output in outputs if output.dropped}
         self._leaving = [id for id in self._leaving if id not in dropped]  # closed in the very step that ended them
+        now = anyio.current_time()
         for output in outputs:
             stream = self._running.get(output.id)
             if stream is None:  # closed while the step ran
                 continue
             if output.token is not None:
                 stream.push(output.token)
+                self._count_token(stream, now)
             if output.error is not None:
                 self._fail(stream, output.error)
             elif output.finish_reason is not None:
                 stream.finish(output.finish_reason)
-                self._forget(stream)
+                self._forget(stream, Outcome.COMPLETED)
+
+    def _count_token(self, stream: TokenStream[Prompt, Token], now: float) -> None:
+        self._tally.tokens += 1
+        if stream.token_at is None:
+            self._tally.time_to_first_token.observe(now - stream.job.timing.arrived)
+        else:
+            self._tally.inter_token.observe(now - stream.token_at)
+        stream.token_at = now
 
     async def _recover(self, stepping: Sequence[TokenStream[Prompt, Token]], failure: Failure) -> None:
         """A failed step delivered nothing, so every row resumes from what it has, in smaller company.
@@ -239,11 +263,17 @@ class ContinuousBatcher(BatchLoop[Job[Prompt, Token]], Generic[Prompt, Token]):
             self._fail_all(stepping, reset)
         elif not self._is_out_of_memory(failure.error):
             self._isolate(stepping, failure)
-        elif len(stepping) == 1:
-            self._fail(stepping[0], job_error(failure, out_of_memory=True))
         else:
-            self._shrink(sum(stream.job.cost for stream in stepping))
-            self._preempt(stepping)
+            self._back_off(stepping, failure)
+
+    def _back_off(self, stepping: Sequence[TokenStream[Prompt, Token]], failure: Failure) -> None:
+        """Out of memory: less runs from now on. Who does not even fit alone is told."""
+        self._tally.out_of_memory += 1
+        if len(stepping) == 1:
+            self._fail(stepping[0], job_error(failure, out_of_memory=True))
+            return
+        self._shrink(sum(stream.job.cost for stream in stepping))
+        self._preempt(stepping)
 
     def _isolate(self, stepping: Sequence[TokenStream[Prompt, Token]], failure: Failure) -> None:
         if not self._on_trial:
@@ -259,6 +289,7 @@ class ContinuousBatcher(BatchLoop[Job[Prompt, Token]], Generic[Prompt, Token]):
         for stream in preempted:
             if self._running.pop(stream.id, None) is not None:
                 self._leaving.append(stream.id)
+        self._tally.preempted += len(preempted)
         self._scheduler.requeue([stream.job for stream in preempted])
 
     def _fail_all(self, streams: Sequence[TokenStream[Prompt, Token]], failure: Failure) -> None:
@@ -268,16 +299,17 @@ class ContinuousBatcher(BatchLoop[Job[Prompt, Token]], Generic[Prompt, Token]):
     def _fail(self, stream: TokenStream[Prompt, Token], error: Exception) -> None:
         if stream.job in self._streams:
             stream.fail(error)
-            self._forget(stream)
+            self._forget(stream, outcome_of(error))
 
-    def _close(self, stream: TokenStream[Prompt, Token]) -> None:
+    def _close(self, stream: TokenStream[Prompt, Token], outcome: Outcome) -> None:
         if stream.job not in self._streams:
             return
         if not self._scheduler.abort(stream.job) and stream.id in self._running:
             self._leaving.append(stream.id)
-        self._forget(stream)
+        self._forget(stream, outcome)
 
-    def _forget(self, stream: TokenStream[Prompt, Token]) -> None:
+    def _forget(self, stream: TokenStream[Prompt, Token], outcome: Outcome) -> None:
+        self._tally.outcomes[outcome] += 1
         if self._running.pop(stream.id, None) is not None:
             self._ended_cost += stream.job.cost
         self._streams.pop(stream.job, None)

@@ -15,6 +15,7 @@ from batching.job import Caller, Job
 from batching.limits import Limits
 from batching.pace import Pace
 from batching.scheduler import Scheduler
+from batching.stats import BatchStats, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class BatchLoop(ABC, Generic[J]):
         self._scheduler: Scheduler[J] = Scheduler(limits)
         self._limit = BatchLimit(limits.max_batch_cost)
         self._pace = Pace()
+        self._tally = Tally()
         self._changed = anyio.Event()
         self._closed = False
 
@@ -50,6 +52,7 @@ class BatchLoop(ABC, Generic[J]):
         try:
             self._scheduler.check_room(jobs, cost)
         except QueueFull as full:
+            self._tally.refused += 1
             full.retry_after = self._pace.seconds_for(self._scheduler.waiting_cost)
             raise
 
@@ -68,6 +71,20 @@ class BatchLoop(ABC, Generic[J]):
             self._scheduler.reserved -= jobs
         if scope.cancelled_caught:
             raise DeadlineExceeded("the deadline passed while the request was prepared")
+
+    def stats(self) -> BatchStats:
+        """What the loop does now and has done so far."""
+        return BatchStats(
+            waiting=self.waiting,
+            waiting_cost=self._scheduler.waiting_cost,
+            running=self.running,
+            cost_limit=self._limit.current(anyio.current_time()),
+            refused=self._tally.refused,
+            out_of_memory=self._tally.out_of_memory,
+            outcomes=dict(self._tally.outcomes),
+            batch_size=self._tally.batch_size.stats(),
+            queue_time=self._tally.queue_time.stats(),
+        )
 
     async def run(self) -> None:
         """The loop. Ends by cancellation; then nobody is left waiting, and whoever comes is turned away."""

@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 from batching.errors import DeadlineExceeded
 from batching.job import Job
+from batching.stats import Outcome
 
 Prompt = TypeVar("Prompt")
 Token = TypeVar("Token")
@@ -16,13 +17,14 @@ class TokenStream(Generic[Prompt, Token]):
 
     The loop never waits for the reader: what is unread stays in `generated`, which the job's own token limit bounds,
     and is read in one piece. `generated` is also what a preempted job is resumed from.
+    token_at: when the last token came, on the event loop's clock.
     """
 
     def __init__(
         self,
         id: int,
         job: Job[Prompt, Token],
-        on_close: "Callable[[TokenStream[Prompt, Token]], None]",
+        on_close: "Callable[[TokenStream[Prompt, Token], Outcome], None]",
         arrived: asyncio.Event | None = None,
     ) -> None:
         self.id = id
@@ -30,6 +32,7 @@ class TokenStream(Generic[Prompt, Token]):
         self.generated: list[Token] = []
         self.finish_reason: str | None = None
         self.failures = 0
+        self.token_at: float | None = None
         self._error: Exception | None = None
         self._read = 0
         self._arrived = arrived or asyncio.Event()
@@ -79,16 +82,16 @@ class TokenStream(Generic[Prompt, Token]):
             raise DeadlineExceeded("the deadline passed before the answer was complete")
         return tokens
 
-    def close(self) -> None:
-        """Abort the job unless it has ended. Idempotent."""
+    def close(self, outcome: Outcome = Outcome.CANCELLED) -> None:
+        """Abort the job unless it has ended. Idempotent. `outcome`: as what that counts."""
         self.job.cancel.cancel()
-        self._on_close(self)
+        self._on_close(self, outcome)
 
     async def __aenter__(self) -> "TokenStream[Prompt, Token]":
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        self.close()
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        self.close(_outcome(error))
 
 
 class StreamGroup(Generic[Prompt, Token]):
@@ -120,9 +123,14 @@ class StreamGroup(Generic[Prompt, Token]):
     async def __aenter__(self) -> "StreamGroup[Prompt, Token]":
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         for stream in self.streams:
-            stream.close()
+            stream.close(_outcome(error))
+
+
+def _outcome(error: object) -> Outcome:
+    """Of a job whose reader leaves before its end, with what the reader was told."""
+    return Outcome.EXPIRED if isinstance(error, DeadlineExceeded) else Outcome.CANCELLED
 
 
 class _Alarm:

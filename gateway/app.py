@@ -5,12 +5,14 @@ from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.routing import Route
 
 from gateway.errors import exception_handlers
 from gateway.lifespan import OnFailure, OnReady, lifespan_of, stop_process
 from gateway.middleware import stack
-from gateway.routes import routes, upstream_routes
+from gateway.routes import metrics_routes, routes, upstream_routes
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 from handlers import sources
 from handlers.base import Handler
 from handlers.chat.types import ImageLimits
@@ -42,15 +44,25 @@ def create_app(
             ),
         )
     registry = Registry(handlers)
+    urls = _routes(settings)
+    metrics = Metrics(registry, urls)
     app = Starlette(
-        routes=[*routes, *(upstream_routes if settings.upstream_url else ())],
-        middleware=stack(settings),
+        routes=urls,
+        middleware=stack(settings, None if settings.metrics == "off" else metrics.requests),
         exception_handlers=exception_handlers,
-        lifespan=lifespan_of(settings, registry, on_ready=on_ready, on_failure=on_failure),
+        lifespan=lifespan_of(settings, registry, metrics, on_ready=on_ready, on_failure=on_failure),
     )
     # The redirect would lead to whatever host the client named, and take its key there.
     app.router.redirect_slashes = False
     return app
+
+
+def _routes(settings: Settings) -> Sequence[Route]:
+    return [
+        *routes,
+        *(() if settings.metrics == "off" else metrics_routes),
+        *(upstream_routes if settings.upstream_url else ()),
+    ]
 
 
 def _open_source(source: str, *, cache_dir: Path, offline: bool) -> Path:

@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from gateway.settings import Settings
 from gateway.state import State
+from gateway.telemetry.metrics import Metrics
 from handlers.errors import ModelLoadError, SourceError
 from handlers.registry import Registry
 from proxy.images import ImageFetcher
@@ -30,7 +31,12 @@ def stop_process(reason: str) -> None:
 
 
 def lifespan_of(
-    settings: Settings, registry: Registry, *, on_ready: OnReady, on_failure: OnFailure = stop_process
+    settings: Settings,
+    registry: Registry,
+    metrics: Metrics,
+    *,
+    on_ready: OnReady,
+    on_failure: OnFailure = stop_process,
 ) -> Lifespan:
     """The lifespan of one application.
 
@@ -46,7 +52,13 @@ def lifespan_of(
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_serve_models, registry, partial(on_ready, registry), on_failure)
-                yield State(settings=settings, registry=registry, upstream=upstream, images=image_fetcher(settings))
+                yield State(
+                    settings=settings,
+                    registry=registry,
+                    metrics=metrics,
+                    upstream=upstream,
+                    images=image_fetcher(settings),
+                )
                 with anyio.move_on_after(settings.drain_timeout):
                     await registry.drain()
                 tasks.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""The settings for people to read: `python -m gateway.reference` writes env.example and the table in the docs anew."""
+"""Settings and metrics for people to read: `python -m gateway.reference` writes env.example and the tables anew."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,13 +7,14 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from gateway.settings import ALLOWED, MIB, VARIABLES, Settings
+from gateway.telemetry.metrics import FAMILIES
 
 _HEAD = """\
 # Every setting with its default. Copy this file to .env and uncomment what you change, or set the variables in the
 # environment, which comes before .env. An empty value means the default. docs/configuration.md says more.
 """
-_BEGIN = "<!-- settings: written by python -m gateway.reference -->"
-_END = "<!-- end of settings -->"
+_BEGIN = "<!-- {}: written by python -m gateway.reference -->"
+_END = "<!-- end of {} -->"
 
 
 def env_example() -> str:
@@ -31,11 +32,23 @@ def settings_table() -> str:
     return "\n".join(["| variable | default | what it may be | meaning |", "|---|---|---|---|", *rows])
 
 
-def with_table(page: str) -> str:
-    """The page with the present table between its two marks. Raises ValueError if it has no marks."""
-    head, rest = page.split(_BEGIN)
-    _, tail = rest.split(_END)
-    return f"{head}{_BEGIN}\n{settings_table()}\n{_END}{tail}"
+def metrics_table() -> str:
+    """The metrics as a table in Markdown."""
+    rows = (
+        f"| `{family.name}` | {family.kind} | {', '.join(f'`{label}`' for label in family.labels)} | {family.help} |"
+        for family in FAMILIES
+    )
+    return "\n".join(["| metric | type | labels | meaning |", "|---|---|---|---|", *rows])
+
+
+def with_tables(page: str) -> str:
+    """The page with the present tables, each between its two marks. Raises ValueError if one has no marks."""
+    for subject, table in (("settings", settings_table()), ("metrics", metrics_table())):
+        begin, end = _BEGIN.format(subject), _END.format(subject)
+        head, rest = page.split(begin)
+        _, tail = rest.split(end)
+        page = f"{head}{begin}\n{table}\n{end}{tail}"
+    return page
 
 
 def _settings() -> Iterator[tuple[str, FieldInfo, str]]:
@@ -61,7 +74,7 @@ def _written(value: object) -> str:
 def _write(root: Path) -> None:
     (root / "env.example").write_text(env_example(), "utf-8")
     page = root / "docs" / "configuration.md"
-    page.write_text(with_table(page.read_text("utf-8")), "utf-8")
+    page.write_text(with_tables(page.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from gateway.values import (
     ImageHosts,
     LogFormat,
     LogLevel,
+    MetricsAccess,
     ModelChoice,
     Origins,
     Port,
@@ -64,6 +65,9 @@ class Settings(BaseSettings):
     port: Port = Field(8000, description="Port to listen on.")
     log_level: LogLevel = Field("info", description="Least severe level that is logged.")
     log_format: LogFormat = Field("text", description="Log lines for people, or one JSON object a line.")
+    metrics: MetricsAccess = Field(
+        "on", description="GET /metrics: on (with a key, if there are keys), open (without) or off."
+    )
     api_keys: ApiKeys = Field((), description="Keys that clients may use; empty lets everybody in.")
     max_body_bytes: Size = Field(ByteSize(10 * MIB), description="Largest request body, audio uploads apart.")
     max_audio_bytes: Size = Field(ByteSize(25 * MIB), description="Largest audio upload.")

@@ -3,6 +3,7 @@
 from typing import TypedDict
 
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 from handlers.registry import Registry
 from proxy.images import ImageFetcher
 from proxy.upstream import Upstream
@@ -13,5 +14,6 @@ class State(TypedDict):
 
     settings: Settings
     registry: Registry
+    metrics: Metrics
     upstream: Upstream | None
     images: ImageFetcher | None

@@ -111,6 +111,7 @@ LogLevel = Annotated[
     BeforeValidator(_lower),
     Allowed("debug, info, warning, error or critical"),
 ]
+MetricsAccess = Annotated[Literal["on", "open", "off"], BeforeValidator(_lower), Allowed("on, open or off")]
 LogFormat = Annotated[Literal["text", "json"], BeforeValidator(_lower), Allowed("text or json")]
 Switch = Annotated[bool, Allowed("true or false")]
 Size = Annotated[

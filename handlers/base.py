@@ -9,6 +9,7 @@ from handlers.embeddings.types import EmbeddingRequest, Embeddings
 from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec
 from handlers.speech.types import Speech, SpeechRequest
+from handlers.stats import ModelStats
 from handlers.transcription.types import Transcript, TranscriptionRequest
 
 
@@ -28,6 +29,9 @@ class Handler(Protocol):
 
     def describe(self) -> Mapping[str, Any]:
         """What `/v1/models` adds to the model's entry: capabilities, max_model_len, voices, …"""
+
+    def stats(self) -> ModelStats:
+        """What it does now and has done so far; asked of a loaded model, on the event loop."""
 
 
 class Generation(Protocol):

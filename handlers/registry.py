@@ -12,6 +12,7 @@ from handlers.base import ChatHandler, EmbeddingsHandler, Handler, RerankHandler
 from handlers.devices import release_memory
 from handlers.errors import InvalidRequest, ModelLoading, ModelNotFound
 from handlers.spec import ModelSpec, Task
+from handlers.stats import ModelStats
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,10 @@ class Model:
     def serves(self, task: Task) -> bool:
         """Whether it is for that, or says that it can do it besides."""
         return self.spec.task is task or task in self.describe()["capabilities"]
+
+    def stats(self) -> ModelStats | None:
+        """None until it is warm."""
+        return self.handler.stats() if self.ready else None
 
     async def load(self) -> None:
         """Raises ModelLoadError or SourceError."""

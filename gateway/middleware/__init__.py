@@ -8,9 +8,10 @@ from gateway.middleware.api_key import ApiKey
 from gateway.middleware.body_limit import BodyLimit
 from gateway.middleware.deadline import Deadline
 from gateway.middleware.error_boundary import ErrorBoundary
-from gateway.middleware.paths import AUDIO_UPLOADS
+from gateway.middleware.paths import AUDIO_UPLOADS, HEALTH, MACHINES
 from gateway.middleware.request_id import RequestId
 from gateway.settings import Settings
+from gateway.telemetry.requests import RequestMetrics
 
 _FORM_OVERHEAD = 1024 * 1024  # bytes of an upload's form that are not the file: boundaries, headers, the other fields
 
@@ -26,11 +27,11 @@ _EXPOSED_HEADERS = [
 ]
 
 
-def stack(settings: Settings) -> list[Middleware]:
+def stack(settings: Settings, metrics: RequestMetrics | None = None) -> list[Middleware]:
     """Outermost first: everything is named and logged, then the cheapest refusals come first; none reads the body.
 
     1. RequestId      so that whatever follows can be found again
-    2. AccessLog      sees the status of every reply, refusals and failures too
+    2. AccessLog      sees the status of every reply, refusals and failures too, and counts it in `metrics`
     3. CORS           answers preflights, which carry no key, and lets browsers read errors (only with origins set)
     4. ErrorBoundary  whatever is raised below becomes a 500
     5. BodyLimit      two headers decide; closes the connection when a layer below refuses before the body is read
@@ -38,12 +39,12 @@ def stack(settings: Settings) -> list[Middleware]:
     7. RateLimit      counts callers by key, so it comes after ApiKey (only with a rate set)
     8. Deadline       starts the clock of what is let in
     """
-    layers = [Middleware(RequestId), Middleware(AccessLog)]
+    layers = [Middleware(RequestId), Middleware(AccessLog, metrics)]
     if settings.cors_origins:
         layers.append(_cors(settings))
     layers += [Middleware(ErrorBoundary), _body_limit(settings)]
     if settings.api_keys:
-        layers.append(Middleware(ApiKey, settings.api_keys))
+        layers.append(Middleware(ApiKey, settings.api_keys, MACHINES if settings.metrics == "open" else HEALTH))
     if settings.rate_limit:
         layers.append(_rate_limit(settings.rate_limit))
     layers.append(Middleware(Deadline, settings.request_timeout, settings.body_timeout))

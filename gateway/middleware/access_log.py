@@ -1,12 +1,14 @@
-"""One log line a request."""
+"""One log line a request, and its place in the metrics."""
 
 import logging
 import time
+from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.middleware.paths import HEALTH
+from gateway.middleware.paths import MACHINES
+from gateway.telemetry.requests import RequestMetrics
 
 logger = logging.getLogger("gateway.access")
 
@@ -15,23 +17,35 @@ _MAX_PATH = 200  # characters
 
 
 class AccessLog:
-    """Method, path, status, milliseconds and bytes. Never the query, a header or a body: those hold secrets."""
+    """Method, path, status, milliseconds and bytes. Never the query, a header or a body: those hold secrets.
 
-    def __init__(self, app: ASGIApp) -> None:
+    metrics: where requests are counted; None counts nothing. clock: seconds.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: RequestMetrics | None = None, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.app = app
+        self._metrics = metrics
+        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = time.perf_counter()
+        started = self._clock()
         exchange = _Exchange(receive, send)
+        if self._metrics is not None:
+            self._metrics.begin()
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.client_left = True
         finally:
-            _log(scope, exchange, (time.perf_counter() - started) * 1000)
+            seconds = self._clock() - started
+            if self._metrics is not None:
+                self._metrics.end(scope["method"], scope["path"], exchange.status, seconds)
+            _log(scope, exchange, seconds * 1000)
 
 
 class _Exchange:
@@ -68,7 +82,7 @@ class _Exchange:
 
 
 def _log(scope: Scope, exchange: _Exchange, milliseconds: float) -> None:
-    level = logging.DEBUG if scope["path"] in HEALTH else logging.INFO
+    level = logging.DEBUG if scope["path"] in MACHINES else logging.INFO
     if not logger.isEnabledFor(level):
         return
     fields = {

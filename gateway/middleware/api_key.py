@@ -1,7 +1,7 @@
 """Bearer keys, as OpenAI's clients send them."""
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from hashlib import sha256
 
 from pydantic import SecretStr
@@ -15,16 +15,17 @@ from gateway.middleware.paths import HEALTH
 class ApiKey:
     """Lets in who knows one of the keys, and puts the key's digest into the scope as `gateway.caller`.
 
-    Health checks are open. Only digests are kept and compared, each in constant time and always all of them, so neither
-    memory nor timing gives a key away.
+    open_paths: for everybody. Only digests are kept and compared, each in constant time and always all of them, so
+    neither memory nor timing gives a key away.
     """
 
-    def __init__(self, app: ASGIApp, keys: Iterable[SecretStr]) -> None:
+    def __init__(self, app: ASGIApp, keys: Iterable[SecretStr], open_paths: Set[str] = HEALTH) -> None:
         self.app = app
+        self._open_paths = open_paths
         self._digests = [sha256(key.get_secret_value().encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in HEALTH:
+        if scope["type"] == "http" and scope["path"] not in self._open_paths:
             try:
                 scope["gateway.caller"] = self._caller(header(scope, b"authorization"))
             except Unauthorized as refusal:

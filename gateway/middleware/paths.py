@@ -4,4 +4,8 @@ Never with a URL built from the Host header: what a client writes there can make
 """
 
 HEALTH = frozenset({"/healthz", "/readyz"})
+METRICS = "/metrics"
+MACHINES = HEALTH | {METRICS}
+"""Asked for at intervals by what watches the server: no limit of rate, and no line in the log."""
+
 AUDIO_UPLOADS = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import RateLimited, error_response
 from gateway.middleware.asgi import with_headers
-from gateway.middleware.paths import HEALTH
+from gateway.middleware.paths import MACHINES
 
 Clock = Callable[[], float]
 
@@ -43,7 +43,7 @@ class RateLimit:
         ).limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in HEALTH:
+        if scope["type"] != "http" or scope["path"] in MACHINES:
             await self.app(scope, receive, send)
             return
         rate, window, admitted = self._count(_caller(scope))

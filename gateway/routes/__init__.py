@@ -10,6 +10,7 @@ from gateway.routes.completions import create_completion
 from gateway.routes.embeddings import create_embeddings
 from gateway.routes.forwarding import forward, or_upstream
 from gateway.routes.health import healthz, readyz
+from gateway.routes.metrics import metrics
 from gateway.routes.models import list_models, retrieve_model
 from gateway.routes.rerank import RERANK_PATHS, create_rerank
 
@@ -26,6 +27,8 @@ routes: Sequence[Route] = [
     Route("/v1/audio/speech", or_upstream(create_speech), methods=["POST"]),
     Route("/v1/audio/voices", or_upstream(list_voices), methods=["GET"]),
 ]
+
+metrics_routes: Sequence[Route] = [Route("/metrics", metrics, methods=["GET"])]
 
 upstream_routes: Sequence[Route] = [
     Route("/v1/{path:path}", forward, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),

@@ -15,7 +15,7 @@ class BackgroundHandler(QueueHandler):
     """Hands records to a thread that writes them to `stream`.
 
     While that is stuck, records over `capacity` are dropped and counted; the next one that finds room is preceded by a
-    line that says how many are missing.
+    line that says how many are missing. total_dropped: all of them so far.
     """
 
     def __init__(self, stream: TextIO, capacity: int = CAPACITY) -> None:
@@ -25,6 +25,7 @@ class BackgroundHandler(QueueHandler):
         self._writer: QueueListener | None = QueueListener(self._records, self._sink)
         self._writer.start()
         self._dropped = 0
+        self.total_dropped = 0
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:
         self._sink.setFormatter(fmt)
@@ -46,6 +47,7 @@ class BackgroundHandler(QueueHandler):
             self._records.put_nowait(record)
         except queue.Full:
             self._dropped += 1
+            self.total_dropped += 1
 
     def flush(self) -> None:
         """Wait until all is written, or for a second if the sink is stuck."""

@@ -45,6 +45,12 @@ def configure(
     logging.captureWarnings(True)
 
 
+def dropped_records() -> int:
+    """How many log records were lost so far because what reads the log was too slow."""
+    handlers = logging.getLogger().handlers
+    return sum(handler.total_dropped for handler in handlers if isinstance(handler, BackgroundHandler))
+
+
 class RequestFilter(logging.Filter):
     """Puts `request_id` on a record; in the thread of a batch the ids of all its requests, separated by commas.
 

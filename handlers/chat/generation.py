@@ -1,9 +1,10 @@
 """All answers to one request, as they come."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
+from batching.stats import Outcome
 from batching.stream import StreamGroup
 from handlers.chat.answer import Answer
 from handlers.chat.engine import Generated, Prompt
@@ -14,13 +15,22 @@ class ChatGeneration:
     """See handlers.base.Generation."""
 
     def __init__(
-        self, streams: StreamGroup[Prompt, Generated], prompts: Sequence[Prompt], answers: Sequence[Answer]
+        self,
+        streams: StreamGroup[Prompt, Generated],
+        prompts: Sequence[Prompt],
+        answers: Sequence[Answer],
+        *,
+        on_cached: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        """prompts: those of the request, each of which has as many of the answers as the others."""
+        """prompts: those of the request, each of which has as many of the answers as the others.
+
+        on_cached: called for each prompt with how many of its tokens were in the prefix cache.
+        """
         self.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self.cached_tokens = 0
         self._streams = streams
         self._answers = answers
+        self._on_cached = on_cached
         self._answers_a_prompt = len(answers) // len(prompts)
 
     @property
@@ -46,13 +56,14 @@ class ChatGeneration:
                 self._count_cached(i, tokens)
                 delta = answer.feed(tokens)
                 if delta.finish_reason is not None:
-                    stream.close()
+                    stream.close(Outcome.COMPLETED)
                 yield delta
 
     def _count_cached(self, index: int, tokens: Sequence[Generated]) -> None:
         """Only the first answer to each prompt says how much of it was cached: its others shared the computation."""
         if index % self._answers_a_prompt == 0:
             self.cached_tokens += tokens[0].cached_tokens
+            self._on_cached(tokens[0].cached_tokens)
 
 
 class BestOf:

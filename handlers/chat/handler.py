@@ -13,6 +13,7 @@ from handlers.chat.types import IMAGE_LIMITS, ChatRequest, CompletionRequest, Im
 from handlers.devices import is_out_of_memory
 from handlers.errors import InvalidRequest
 from handlers.spec import ModelSpec
+from handlers.stats import ModelStats
 
 if TYPE_CHECKING:
     from handlers.chat.answer import Answer
@@ -43,6 +44,8 @@ class TransformersChatHandler:
         self._preparing = Worker(f"{spec.id} prompts")
         self._facts: Mapping[str, Any] = {}
         self._reads_images = False
+        self._prompt_tokens = 0
+        self._cached_tokens = 0
 
     async def load(self) -> None:
         engine = await self._worker.run(self._load)
@@ -68,6 +71,9 @@ class TransformersChatHandler:
         if len(images) > (most := self._image_limits.max_images):
             message = f"The messages hold {len(images)} images; at most {most} are taken. Send fewer."
             raise InvalidRequest(message, images[most].param, "invalid_value")
+
+    def stats(self) -> ModelStats:
+        return ModelStats(self._batcher.stats(), prompt_tokens=self._prompt_tokens, cached_tokens=self._cached_tokens)
 
     async def open(self, request: ChatRequest, caller: Caller) -> "ChatGeneration":
         """Admission is asked before the prompt is tokenized (is there a place?) and after (is there room for it?)."""
@@ -96,7 +102,13 @@ class TransformersChatHandler:
 
         jobs = [_job(_seeded(prompt, j), caller) for prompt in prompts for j in range(answers_a_prompt)]
         streams = self._batcher.open_all(jobs)
-        return ChatGeneration(streams, prompts, [new_answer(i) for i in range(len(jobs))])
+        answers = [new_answer(i) for i in range(len(jobs))]
+        generation = ChatGeneration(streams, prompts, answers, on_cached=self._count_cached)
+        self._prompt_tokens += generation.prompt_tokens
+        return generation
+
+    def _count_cached(self, tokens: int) -> None:
+        self._cached_tokens += tokens
 
     def _load(self) -> "StepwiseEngine":
         from handlers.chat.engine import StepwiseEngine

@@ -17,6 +17,7 @@ from handlers.rerank.cosine import CosineTexts, relevance
 from handlers.rerank.texts import DOCUMENTS_PER_TURN
 from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec
+from handlers.stats import ModelStats
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,6 +47,7 @@ class SentenceEncoderHandler:
         self._worker = Worker(spec.id)
         self._preparation = Worker(f"{spec.id} texts")
         self._facts: Mapping[str, Any] = {}
+        self._prompt_tokens = 0
 
     async def load(self) -> None:
         embedder = await self._worker.run(self._load)
@@ -69,6 +71,9 @@ class SentenceEncoderHandler:
         facts = {"max_model_len": self.spec.max_model_len, **self._facts}
         return {"capabilities": ["embeddings"], **also, **facts}
 
+    def stats(self) -> ModelStats:
+        return ModelStats(self._batcher.stats(), prompt_tokens=self._prompt_tokens)
+
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> Embeddings:
         """Each input is a job of its own, so a long list is split into batches and shares them with other requests.
 
@@ -79,7 +84,9 @@ class SentenceEncoderHandler:
             token_ids = await self._token_ids(request)
         jobs: list[Job[TokenIds, Vector]] = [Job(ids, caller, cost=len(ids)) for ids in token_ids]
         vectors = await self._batcher.submit_all(jobs)
-        return Embeddings(np.stack(vectors), sum(map(len, token_ids)))
+        tokens = sum(map(len, token_ids))
+        self._prompt_tokens += tokens
+        return Embeddings(np.stack(vectors), tokens)
 
     async def rerank(self, request: RerankRequest, caller: Caller) -> Relevance:
         """As RerankHandler.rerank: the query and each document are a job each."""

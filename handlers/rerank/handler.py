@@ -15,6 +15,7 @@ from handlers.rerank.pairs import Pair, Pairs
 from handlers.rerank.texts import DOCUMENTS_PER_TURN
 from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec
+from handlers.stats import ModelStats
 
 if TYPE_CHECKING:
     from handlers.rerank.engine import Reranker
@@ -32,6 +33,7 @@ class RerankerHandler:
         self._worker = Worker(spec.id)
         self._preparation = Worker(f"{spec.id} texts")
         self._facts: Mapping[str, Any] = {}
+        self._prompt_tokens = 0
 
     async def load(self) -> None:
         reranker = await self._worker.run(self._load)
@@ -53,6 +55,9 @@ class RerankerHandler:
     def describe(self) -> Mapping[str, Any]:
         return {"capabilities": ["rerank"], "max_model_len": self.spec.max_model_len, **self._facts}
 
+    def stats(self) -> ModelStats:
+        return ModelStats(self._batcher.stats(), prompt_tokens=self._prompt_tokens)
+
     async def rerank(self, request: RerankRequest, caller: Caller) -> Relevance:
         """Each pair is a job of its own, so a long list is split into batches and shares them with other requests.
 
@@ -60,6 +65,7 @@ class RerankerHandler:
         """
         with self._batcher.place(caller, len(request.documents)):
             pairs = await self._prepare(request)
+        self._prompt_tokens += sum(map(len, pairs))
         jobs: list[Job[Pair, float]] = [Job(pair, caller, cost=len(pair)) for pair in pairs]
         logits = np.array(await self._batcher.submit_all(jobs))
         return Relevance(logits, _sigmoid(logits), sum(map(len, pairs)))

@@ -14,6 +14,7 @@ from handlers.devices import is_out_of_memory, release_memory
 from handlers.errors import InvalidRequest
 from handlers.spec import ModelSpec
 from handlers.speech.types import Speech, SpeechRequest
+from handlers.stats import ModelStats
 
 MAX_CHARACTERS = 4096
 MIN_SPEED, MAX_SPEED = 0.25, 4.0
@@ -65,6 +66,7 @@ class HibariHandler:
         self.spec = spec
         self._open_source = open_source
         self._load_engine = load_engine or _load_hibari
+        self._audio_seconds = 0.0
         self._worker = Worker(spec.id)
         # The engine reads one text after another: in a larger batch the first would wait for the last.
         self._batcher: Batcher[_Reading, Speech] = Batcher(
@@ -92,13 +94,18 @@ class HibariHandler:
         engine = self._engine
         return {**facts, "voices": dict(engine.voices), "device": engine.device, "dtype": engine.dtype}
 
+    def stats(self) -> ModelStats:
+        return ModelStats(self._batcher.stats(), audio_seconds=self._audio_seconds)
+
     async def synthesize(self, request: SpeechRequest, caller: Caller) -> Speech:
         """Raises InvalidRequest before the text waits for its turn, and when nothing in it can be pronounced."""
         _refuse_text(request.text)
         _refuse_options(request)
         cancel = CancelToken()
         reading = _Reading(request, self._local_voice(request.voice), cancel)
-        return await self._batcher.submit(Job(reading, caller, cost=len(request.text), cancel=cancel))
+        speech = await self._batcher.submit(Job(reading, caller, cost=len(request.text), cancel=cancel))
+        self._audio_seconds += speech.duration
+        return speech
 
     def _local_voice(self, name: str) -> str:
         voices = self._engine.voices

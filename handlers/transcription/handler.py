@@ -14,6 +14,7 @@ from handlers.audio.waveform import Waveform
 from handlers.devices import is_out_of_memory, release_memory
 from handlers.errors import InvalidRequest
 from handlers.spec import ModelSpec
+from handlers.stats import ModelStats
 from handlers.transcription.types import Transcript, TranscriptionRequest
 
 _MAX_PROMPT = 890  # characters: four of English to each of the 223 tokens
@@ -57,6 +58,7 @@ class WhisperHandler:
         self._open_source = open_source
         self._max_audio_seconds = max_audio_seconds
         self._load_engine = load_engine or _load_whisper
+        self._audio_seconds = 0.0
         self._worker = Worker(spec.id)
         self._preparation = Worker(f"{spec.id} files")
         # The engine takes one file after another: in a larger batch the first would wait for the last.
@@ -85,6 +87,9 @@ class WhisperHandler:
         engine = self._engine
         return {**facts, "languages": list(engine.languages), "device": engine.device, "dtype": engine.dtype}
 
+    def stats(self) -> ModelStats:
+        return ModelStats(self._batcher.stats(), audio_seconds=self._audio_seconds)
+
     async def transcribe(self, request: TranscriptionRequest, caller: Caller) -> Transcript:
         """Raises InvalidRequest (UnsupportedMedia, TooLarge) before the file waits for its turn, or QueueFull."""
         self._refuse_unknown_language(request.language)
@@ -93,7 +98,9 @@ class WhisperHandler:
             seconds = await self._preparation.run(self._measure, request.file)
         cancel = CancelToken()
         recording = _Recording(request, cancel)
-        return await self._batcher.submit(Job(recording, caller, cost=max(1, ceil(seconds)), cancel=cancel))
+        transcript = await self._batcher.submit(Job(recording, caller, cost=max(1, ceil(seconds)), cancel=cancel))
+        self._audio_seconds += transcript.duration
+        return transcript
 
     def _refuse_unknown_language(self, language: str | None) -> None:
         languages = self._engine.languages

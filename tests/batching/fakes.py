@@ -18,6 +18,7 @@ from batching.generation import ContinuousBatcher, Joining, StepOutput
 from batching.job import Caller, Job
 from batching.limits import Limits
 from batching.loop import BatchLoop
+from batching.stats import JOBS, SECONDS, BatchStats, Histogram, Outcome
 from batching.stream import TokenStream
 from batching.worker import Worker
 from tests.clock import settle, until
@@ -30,6 +31,20 @@ ANYONE = Caller()
 
 thorough = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 """For properties: the same examples every time, and no look at the wall clock."""
+
+
+IDLE = BatchStats(
+    waiting=0,
+    waiting_cost=0,
+    running=0,
+    cost_limit=100,
+    refused=0,
+    out_of_memory=0,
+    outcomes=dict.fromkeys(Outcome, 0),
+    batch_size=Histogram(JOBS).stats(),
+    queue_time=Histogram(SECONDS).stats(),
+)
+"""Of a loop that has done nothing yet."""
 
 
 class Poison(Exception):

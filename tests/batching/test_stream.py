@@ -1,6 +1,7 @@
 """The token stream between the batch loop and its reader."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 
 import anyio
@@ -8,6 +9,7 @@ import pytest
 
 from batching.errors import DeadlineExceeded, EngineFailed, ShuttingDown
 from batching.job import Caller, Job
+from batching.stats import Outcome
 from batching.stream import StreamGroup, TokenStream
 from tests.batching.fakes import ANYONE
 from tests.clock import advance, settle
@@ -18,7 +20,11 @@ Stream = TokenStream[str, str]
 
 
 def stream_of(caller: Caller = ANYONE, closed: "list[Stream] | None" = None) -> Stream:
-    return TokenStream(0, Job("prompt", caller), (closed if closed is not None else []).append)
+    return TokenStream(0, Job("prompt", caller), into([] if closed is None else closed))
+
+
+def into(closed: list[Stream]) -> Callable[[Stream, Outcome], None]:
+    return lambda stream, outcome: closed.append(stream)
 
 
 async def test_what_is_unread_is_read_in_one_piece() -> None:
@@ -142,7 +148,7 @@ class Group:
     def __init__(self, size: int, caller: Caller = ANYONE) -> None:
         arrived = asyncio.Event()
         self.closed: list[Stream] = []
-        self.streams = [TokenStream(i, Job("prompt", caller), self.closed.append, arrived) for i in range(size)]
+        self.streams = [TokenStream(i, Job("prompt", caller), into(self.closed), arrived) for i in range(size)]
         self.group = StreamGroup(self.streams, arrived)
         self.pieces: list[tuple[int, list[str]]] = []
 

@@ -19,6 +19,7 @@ from handlers.chat.sampling import Choice
 from handlers.chat.stops import StopMatcher
 from handlers.chat.types import ChatRequest, CompletionRequest, ImageInput
 from handlers.spec import ModelSpec, Task
+from handlers.stats import ModelStats
 from tests.batching.fakes import Latch
 from tests.clients.live import fake_server
 
@@ -79,6 +80,9 @@ class LatchedChat:
 
     def check_images(self, images: Sequence[ImageInput]) -> None:
         """None come."""
+
+    def stats(self) -> ModelStats:
+        return ModelStats(self.batcher.stats())
 
     async def open(self, request: ChatRequest, caller: Caller) -> ChatGeneration:
         prompt = Prompt([1], 1_000_000, request.sampling)

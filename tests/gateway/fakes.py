@@ -16,6 +16,7 @@ from gateway.errors import ClientDisconnected, exception_handlers
 from gateway.routes import routes
 from gateway.settings import Settings
 from gateway.state import State
+from gateway.telemetry.metrics import Metrics
 from handlers.base import Handler
 from handlers.chat.types import ChatRequest, CompletionRequest, Delta, ImageInput
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
@@ -24,8 +25,10 @@ from handlers.registry import Registry
 from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec, Task
 from handlers.speech.types import Speech, SpeechRequest
+from handlers.stats import ModelStats
 from handlers.transcription.types import Transcript, TranscriptionRequest
 from proxy.images import ImageFetcher
+from tests.batching.fakes import IDLE
 
 
 def app(
@@ -35,8 +38,13 @@ def app(
     registry = Registry(handlers)
     for model in registry.models:
         model.ready = ready
-    settings = Settings(models="none", strict_params=strict_params)
-    state = State(settings=settings, registry=registry, upstream=None, images=images)
+    state = State(
+        settings=Settings(models="none", strict_params=strict_params),
+        registry=registry,
+        metrics=Metrics(registry, routes),
+        upstream=None,
+        images=images,
+    )
     starlette = Starlette(routes=routes, exception_handlers=exception_handlers)
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,6 +76,9 @@ class FakeHandler:
 
     def describe(self) -> Mapping[str, Any]:
         return {"capabilities": [self.spec.task.value], "max_model_len": 512}
+
+    def stats(self) -> ModelStats:
+        return ModelStats(IDLE)
 
     async def _answer(self, request: Any, caller: Caller) -> None:
         self.calls.append((request, caller))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gateway.reference import env_example, with_table
+from gateway.reference import env_example, with_tables
 from gateway.settings import VARIABLES, Settings, SettingsError, cache_folder
 from handlers.starter import STARTER_MODELS
 
@@ -339,10 +339,10 @@ def test_env_example_is_what_the_settings_say() -> None:
     assert (ROOT / "env.example").read_text("utf-8") == env_example(), "run: python -m gateway.reference"
 
 
-def test_the_documented_table_is_what_the_settings_say() -> None:
+def test_the_documented_tables_are_what_the_settings_and_the_metrics_say() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
 
-    assert page == with_table(page), "run: python -m gateway.reference"
+    assert page == with_tables(page), "run: python -m gateway.reference"
 
 
 def test_env_example_uncommented_is_the_default(tmp_path: Path) -> None:

@@ -98,9 +98,11 @@ async def test_a_stop_sequence_ends_the_answer_before_itself(folder: Path) -> No
         whole = "".join(delta.text for delta in await answer(handler, request(max_tokens=40)))
         stop = whole[10:12]
         deltas = await answer(handler, request(max_tokens=40, stop=(stop,)))
+        ended = {outcome: count for outcome, count in handler.stats().batches.outcomes.items() if count}
     assert "".join(delta.text for delta in deltas) == whole[: whole.index(stop)]
     assert deltas[-1].finish_reason == "stop"
     assert deltas[-1].completion_tokens < 40
+    assert ended == {"completed": 2}
 
 
 async def test_the_same_seed_gives_the_same_answer_and_no_seed_a_fresh_one(folder: Path) -> None:
@@ -202,7 +204,9 @@ async def test_a_prompt_that_comes_again_is_told_to_be_cached(folder: Path) -> N
             async with await handler.open(request("x" * 100), Caller()) as generation:
                 deltas = [delta async for delta in generation]
             cached.append((generation.cached_tokens, texts_of(deltas)))
+        stats = handler.stats()
     assert [count for count, _ in cached] == [0, 96]
+    assert stats.prompt_tokens == 2 * generation.prompt_tokens and stats.cached_tokens == 96
     assert cached[0][1] == cached[1][1]
 
 

@@ -85,6 +85,8 @@ async def test_pooling_and_normalisation_are_the_folders_own(tmp_path: Path, poo
 async def test_tokens_are_counted_with_the_special_ones(folder: Path) -> None:
     async with serving(folder) as handler:
         assert (await embed(handler, "the cat", "red")).tokens == (1 + 2 + 1) + (1 + 1 + 1)
+        await embed(handler, "red")
+        assert handler.stats().prompt_tokens == 7 + 3
 
 
 async def test_token_ids_of_the_model_give_the_vector_of_their_text(folder: Path) -> None:

@@ -7,6 +7,8 @@ import pytest
 from handlers.errors import InvalidRequest, ModelLoadError, ModelLoading, ModelNotFound
 from handlers.registry import Registry
 from handlers.spec import ModelSpec, Task
+from handlers.stats import ModelStats
+from tests.batching.fakes import IDLE
 
 pytestmark = pytest.mark.anyio
 
@@ -37,6 +39,9 @@ class Recorder:
 
     def describe(self) -> Mapping[str, Any]:
         return {"capabilities": [self.spec.task]}
+
+    def stats(self) -> ModelStats:
+        return ModelStats(IDLE)
 
 
 def chat(*aliases: str, **options: Any) -> Recorder:
@@ -100,6 +105,13 @@ async def test_only_models_that_run_are_drained() -> None:
     registry.models[0].ready = True
     await registry.drain()
     assert (warm.calls, cold.calls) == (["drain"], [])
+
+
+async def test_a_model_is_not_asked_what_it_has_done_before_it_is_warm() -> None:
+    (model,) = Registry([chat()]).models
+    assert model.stats() is None
+    model.ready = True
+    assert model.stats() == ModelStats(IDLE)
 
 
 async def test_stopping_ends_every_batch_loop() -> None:

@@ -15,6 +15,7 @@ from anyio.to_thread import run_sync
 from batching.errors import QueueFull, ShuttingDown
 from batching.job import Caller, CancelToken
 from batching.limits import Limits
+from batching.stats import Outcome
 from handlers.audio.decode import SAMPLE_RATE, decode
 from handlers.audio.encode import MEDIA_TYPES
 from handlers.audio.waveform import Waveform
@@ -188,6 +189,19 @@ async def test_the_queue_is_counted_in_characters() -> None:
         with pytest.raises(QueueFull):
             await handler.synthesize(SpeechRequest("abc", "alloy"), Caller())
         callers.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_seconds_that_were_spoken_are_counted() -> None:
+    async with serving(FakeEngine()) as handler:
+        await handler.synthesize(SpeechRequest("One. Two", "alloy", "wav"), Caller())
+        await handler.synthesize(SpeechRequest("Three", "alloy", "wav"), Caller())
+        with pytest.raises(InvalidRequest):
+            await handler.synthesize(SpeechRequest("unreadable", "alloy"), Caller())
+        stats = handler.stats()
+    assert stats.audio_seconds == pytest.approx(3, abs=0.01)
+    ended = {outcome for outcome, count in stats.batches.outcomes.items() if count}
+    assert ended == {Outcome.COMPLETED, Outcome.REJECTED}
 
 
 @pytest.mark.anyio

@@ -220,6 +220,14 @@ async def test_a_file_closed_while_it_waited_is_refused_and_not_a_crash() -> Non
 
 
 @pytest.mark.anyio
+async def test_seconds_that_were_transcribed_are_counted() -> None:
+    async with serving(FakeEngine()) as handler:
+        for seconds in (1.5, 2.0):
+            await handler.transcribe(TranscriptionRequest(recording(seconds)), Caller())
+        assert handler.stats().audio_seconds == pytest.approx(3.5)
+
+
+@pytest.mark.anyio
 async def test_a_draining_handler_refuses_new_files() -> None:
     async with serving(FakeEngine()) as handler:
         await handler.drain()

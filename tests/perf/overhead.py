@@ -43,6 +43,7 @@ from handlers.chat.stops import StopMatcher
 from handlers.chat.types import ChatRequest, CompletionRequest, ImageInput
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
 from handlers.spec import ModelSpec, Task
+from handlers.stats import ModelStats
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "embeddings": {"model": "instant-embeddings", "input": "hello"},
@@ -68,6 +69,9 @@ class InstantEmbeddings:
 
     def describe(self) -> Mapping[str, Any]:
         return {"capabilities": ["embeddings"]}
+
+    def stats(self) -> ModelStats:
+        return ModelStats(self._batcher.stats())
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> Embeddings:
         vectors = await self._batcher.submit_all([Job(str(text), caller) for text in request.inputs])
@@ -123,6 +127,9 @@ class InstantChat:
 
     def check_images(self, images: Sequence[ImageInput]) -> None:
         """None come."""
+
+    def stats(self) -> ModelStats:
+        return ModelStats(self._batcher.stats())
 
     async def open(self, request: ChatRequest, caller: Caller) -> ChatGeneration:
         detokenizer: Any = OneLetter()
