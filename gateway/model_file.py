@@ -51,6 +51,7 @@ MemoryByDevice = Annotated[
     Field(min_length=1),
     Allowed('a table of sizes by device, such as { "cuda:0" = "20GiB", cpu = "10GiB" }'),
 ]
+Bytes = Annotated[int, Field(strict=True, ge=0), Allowed("a number of bytes, 0 for none")]
 Wait = Annotated[float, Field(strict=True, ge=0, le=60), Allowed("a number of seconds from 0 to 60")]
 
 
@@ -83,8 +84,10 @@ class ModelTable(BaseModel):
     offload_folder: Folder | None = None
     max_model_len: Count | None = None
     openai_tokens: Source | None = None
-    prefix_cache_bytes: Annotated[int, Field(strict=True, ge=0), Allowed("a number of bytes, 0 for none")] | None = None
+    prefix_cache_bytes: Bytes | None = None
     images: Annotated[bool, Field(strict=True), Allowed("true or false")] | None = None
+    embedding_cache_bytes: Bytes | None = None
+    matryoshka_dimensions: Annotated[tuple[Count, ...], Allowed("a list of whole numbers of at least 1")] | None = None
     limits: Annotated[LimitsTable, Allowed(f"a table of {', '.join(LimitsTable.model_fields)}")] | None = None
 
 
@@ -101,8 +104,17 @@ _ONLY_FOR = {
     "prefix_cache_bytes": Task.CHAT,
     "images": Task.CHAT,
     "openai_tokens": Task.EMBEDDINGS,
+    "embedding_cache_bytes": Task.EMBEDDINGS,
+    "matryoshka_dimensions": Task.EMBEDDINGS,
 }
 _LIMITS = {**{spec.task: spec.limits for spec in STARTER_MODELS}, Task.RERANK: EMBEDDINGS.limits}
+_LIMITS = {**{spec.task: spec.limits for spec in STARTER_MODELS}, Task.RERANK: EMBEDDINGS.limits}
+_OF_ONE_TASK = {
+    "openai_tokens": Task.EMBEDDINGS,
+    "prefix_cache_bytes": Task.CHAT,
+    "embedding_cache_bytes": Task.EMBEDDINGS,
+    "matryoshka_dimensions": Task.EMBEDDINGS,
+}
 _READERS = (Task.CHAT, Task.EMBEDDINGS, Task.RERANK)
 _TABLES: Mapping[str, type[BaseModel]] = {"models": ModelTable, "limits": LimitsTable}
 _ALLOWED = {name: allowed for table in _TABLES.values() for name, allowed in allowed_values(table).items()}

@@ -35,6 +35,8 @@ class ModelSpec:
     prefix_cache_bytes: memory for prompts that may come again (chat); 0 keeps none.
     openai_tokens: the source of OpenAI's token vocabulary, for embeddings models that stand in for OpenAI's.
     images: whether a chat model that can read images does.
+    embedding_cache_bytes: memory for vectors that may be asked for again (embeddings); 0 keeps none.
+    matryoshka_dimensions: what vectors may be cut to (embeddings); None means what the model says.
     quantization: none, bnb-8bit or bnb-4bit (chat on an accelerator, needs the `quantization` extra).
     """
 
@@ -52,6 +54,8 @@ class ModelSpec:
     openai_tokens: str | None = None
     prefix_cache_bytes: int = 256 * 1024 * 1024
     images: bool = True
+    embedding_cache_bytes: int = 64 * 1024 * 1024
+    matryoshka_dimensions: tuple[int, ...] | None = None
     limits: Limits = field(default_factory=Limits)
 
     @property

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from batching.errors import EngineFailed
 from gateway.disconnect import until_disconnect
-from gateway.routes.context import caller, screen_for
+from gateway.routes.context import cache_salt, caller, screen_for
 from gateway.schemas.embeddings import EmbeddingParams
 from gateway.state import State
 from handlers.embeddings.types import Embeddings
@@ -28,7 +28,10 @@ async def create_embeddings(request: Request[State]) -> Response:
     screen = screen_for(request)
     params = EmbeddingParams.parse(await request.body(), screen)
     handler = request.state["registry"].resolve(params.model, Task.EMBEDDINGS)
-    embeddings = await until_disconnect(request, handler.embed(params.to_request(), caller(request)))
+    wanted = params.to_request(cache_salt(request, params.cache_salt))
+    embeddings = await until_disconnect(request, handler.embed(wanted, caller(request)))
+    for name in embeddings.ignored:
+        screen.ignore(name)
     body = await encoded(embeddings, params.model, params.encoding_format)
     return Response(body, headers=screen.headers(), media_type="application/json")
 

@@ -161,22 +161,37 @@ STREAM_OPTIONS: Parameters = {
     "include_obfuscation": ignored("Chunks are never padded."),
 }
 
+_CUT_AT_THE_END = "Inputs are cut at their end."
+
 EMBEDDINGS: Parameters = {
     "input": supported(
         "A text, a list of texts, a list of token ids, or a list of those; 1 to 2048 items, none empty."
     ),
     "model": _MODEL,
     "encoding_format": supported("`float` (default) or `base64`: little-endian float32."),
-    "dimensions": supported("For models trained to be shortened; refused for the others."),
+    "dimensions": supported("Shorter vectors, of models that are trained for it; refused for the others."),
     "user": ignored("For the provider's abuse checks."),
     **extensions(
         {
-            "truncate_prompt_tokens": refused("An input that does not fit is refused, never cut."),
-            "truncate": refused("An input that does not fit is refused, never cut.", False),
-            "input_type": refused("Put the model's own prefix into the text."),
-            "task": refused("Put the model's own prefix into the text."),
-            "prompt_name": refused("Put the model's own prefix into the text."),
-            "normalize": refused("Vectors come as the model's own configuration says."),
+            "truncate_prompt_tokens": supported("Longer inputs are cut to so many tokens; -1: to the model's maximum."),
+            "truncate": supported("`true`: as `truncate_prompt_tokens` -1. Default `false`: refused if too long."),
+            "prompt_name": supported("Which of the model's prompts goes before each text."),
+            "input_type": supported("`query` or `document`, and other servers' words for these; see below."),
+            "task": supported("Another name for `input_type`; only one of the three."),
+            "normalize": supported("Vectors of length 1, or as computed. Default: as the model's files say."),
+            "cache_salt": supported("1 to 256 characters: cached vectors are shared only under the same salt."),
+            "truncation": refused("Send `truncate`.", False),
+            "truncation_direction": refused(_CUT_AT_THE_END, "right", "Right"),
+            "truncate_direction": refused(_CUT_AT_THE_END, "right", "Right"),
+            "truncation_side": refused(_CUT_AT_THE_END, "right"),
+            "add_special_tokens": refused("The model's own special tokens are always added.", True),
+            "output_dimension": refused("Send `dimensions`."),
+            "output_dtype": refused("Numbers are float32; `encoding_format` says how they are written.", "float"),
+            "embedding_type": refused("Send `encoding_format`.", "float"),
+            "embedding_types": refused("Send `encoding_format`.", ["float"]),
+            "embed_dtype": refused("Numbers are float32.", "float32"),
+            "endianness": refused("`base64` is little-endian.", "little"),
+            "late_chunking": refused("Every input is read for itself.", False),
         }
     ),
 }

@@ -1,26 +1,27 @@
 """Sentence vectors: any encoder in the sentence-transformers folder layout."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from batching.errors import EngineFailed
 from handlers.devices import pick_device, pick_dtype
+from handlers.embeddings.dimensions import Dimensions, read_dimensions
 from handlers.embeddings.pooling import Pooling, load_pooling
+from handlers.embeddings.prompts import Prompts, load_prompts
+from handlers.embeddings.types import Vector
 from handlers.encoders import bert
 from handlers.encoders.encoder import Encoder, TokenIds
 from handlers.pretrained import cannot_load, log_placement, max_model_len
 from handlers.spec import ModelSpec
 from handlers.tokenization import load_tokenizer
-
-Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,9 @@ class EmbeddingModel:
     encoder: Encoder
     tokenizer: Tokenizer
     pooling: Pooling
+    dimensions: Dimensions
+    prompts: Prompts
     max_model_len: int
-
-    @property
-    def dimensions(self) -> int:
-        return self.pooling.dimensions(self.encoder.hidden_size, self.encoder.device)
 
 
 class Embedder:
@@ -46,7 +45,10 @@ class Embedder:
 
     @torch.inference_mode()
     def embed(self, inputs: Sequence[TokenIds]) -> Sequence[Vector | Exception]:
-        """One vector an input, float32 [dimensions]; an input whose vector is not finite gets an error instead."""
+        """One vector an input, float32 [dimensions], before a last normalisation.
+
+        An input whose vector is not finite gets an error instead.
+        """
         longest_first = sorted(range(len(inputs)), key=lambda i: len(inputs[i]), reverse=True)
         runs = self._encoder.encode([inputs[i] for i in longest_first])
         vectors = torch.cat([self._pooling(hidden) for hidden in runs]).cpu().numpy()
@@ -60,17 +62,21 @@ class Embedder:
 def load(spec: ModelSpec, folder: Path) -> EmbeddingModel:
     """Raises ModelLoadError with one line that says what is wrong."""
     try:
-        encoder, tokenizer = _open(spec, folder)
+        config = json.loads((folder / "config.json").read_text())
+        encoder, tokenizer = _open(spec, folder, config)
         pooling = load_pooling(folder, encoder.device)
+        native = pooling.dimensions(encoder.hidden_size, encoder.device)
+        dimensions = read_dimensions(spec, config, native)
+        prompts = load_prompts(spec.id, folder)
         trained = _trained_length(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise cannot_load(spec, error) from error
-    return EmbeddingModel(encoder, tokenizer, pooling, max_model_len(spec, trained, encoder.positions))
+    longest = max_model_len(spec, trained, encoder.positions)
+    return EmbeddingModel(encoder, tokenizer, pooling, dimensions, prompts, longest)
 
 
-def _open(spec: ModelSpec, folder: Path) -> tuple[Encoder, Tokenizer]:
+def _open(spec: ModelSpec, folder: Path, config: Mapping[str, Any]) -> tuple[Encoder, Tokenizer]:
     """The BERT family runs here; transformers, which takes seconds to import, runs the rest."""
-    config = json.loads((folder / "config.json").read_text())
     if not bert.supports(folder, config):
         from handlers.embeddings import transformers_model
 

@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anyio.lowlevel import checkpoint
 
 from batching.batcher import Batcher
 from batching.job import Caller, Job
 from batching.worker import Worker
 from handlers.devices import is_out_of_memory, release_memory
+from handlers.embeddings.cache import VectorCache
+from handlers.embeddings.dimensions import shaped
 from handlers.embeddings.openai_tokens import OpenAITokens
-from handlers.embeddings.types import EmbeddingRequest, Embeddings
+from handlers.embeddings.texts import INPUTS_PER_TURN, Texts
+from handlers.embeddings.types import EmbeddingRequest, Embeddings, TokenIds, Vector
+from handlers.embeddings.vectors import Input, Vectors
 from handlers.errors import InvalidRequest
 from handlers.rerank.cosine import CosineTexts, relevance
 from handlers.rerank.texts import DOCUMENTS_PER_TURN
@@ -20,24 +25,18 @@ from handlers.spec import ModelSpec
 from handlers.stats import ModelStats
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from handlers.embeddings.engine import Embedder, EmbeddingModel
 
-    from handlers.embeddings.engine import Embedder, EmbeddingModel, Vector
-
-TokenIds = Sequence[int]
-
-_INPUTS_PER_TURN = 64
-_MAX_CHARACTERS_PER_TOKEN = 128
-
-_LANGCHAIN = "With LangChain's OpenAIEmbeddings, set check_embedding_ctx_length=False."
+_FLOATS_PER_TURN = 1 << 20  # about 2 ms of copying and dividing
 
 
 class SentenceEncoderHandler:
     """A sentence encoder. reranks: it also answers rerank requests, by the cosine of the vectors."""
 
-    _batcher: Batcher[TokenIds, "Vector"]
+    _batcher: Batcher[TokenIds, Vector]
     _loaded: "EmbeddingModel"
-    _openai_tokens: OpenAITokens
+    _texts: Texts
+    _vectors: Vectors
     _cosine_texts: CosineTexts
 
     def __init__(self, spec: ModelSpec, open_source: Callable[[str], Path], *, reranks: bool = False) -> None:
@@ -59,6 +58,8 @@ class SentenceEncoderHandler:
             is_out_of_memory=is_out_of_memory,
             release_memory=release_memory,
         )
+        kept = self.spec.embedding_cache_bytes
+        self._vectors = Vectors(self._batcher, VectorCache(kept) if kept else None)
 
     async def run(self) -> None:
         await self._batcher.run()
@@ -72,21 +73,24 @@ class SentenceEncoderHandler:
         return {"capabilities": ["embeddings"], **also, **facts}
 
     def stats(self) -> ModelStats:
-        return ModelStats(self._batcher.stats(), prompt_tokens=self._prompt_tokens)
+        return ModelStats(self._batcher.stats(), prompt_tokens=self._prompt_tokens, cache=self._vectors.stats)
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> Embeddings:
         """Each input is a job of its own, so a long list is split into batches and shares them with other requests.
 
-        Raises InvalidRequest naming the input at fault, QueueFull when not all of them may wait.
+        Raises InvalidRequest naming the parameter or input at fault, QueueFull when not all of them may wait.
         """
-        self._refuse_other_dimensions(request.dimensions)
+        dimensions = self._loaded.dimensions.check(self.spec.id, request.dimensions)
+        prompt = self._loaded.prompts.text(request.prompt)
+        self._refuse_prompted_ids(request, prompt)
         with self._batcher.place(caller, len(request.inputs)):
-            token_ids = await self._token_ids(request)
-        jobs: list[Job[TokenIds, Vector]] = [Job(ids, caller, cost=len(ids)) for ids in token_ids]
-        vectors = await self._batcher.submit_all(jobs)
-        tokens = sum(map(len, token_ids))
+            inputs = await self._read(request, prompt or "")
+        vectors = await self._vectors.of(inputs, caller)
+        normalize = self._loaded.pooling.normalizes if request.normalize is None else request.normalize
+        ignored = (request.prompt.param,) if request.prompt and prompt is None else ()
+        tokens = sum(len(item.token_ids) for item in inputs)
         self._prompt_tokens += tokens
-        return Embeddings(np.stack(vectors), tokens)
+        return Embeddings(await _stacked(vectors, dimensions, normalize=normalize), tokens, ignored)
 
     async def rerank(self, request: RerankRequest, caller: Caller) -> Relevance:
         """As RerankHandler.rerank: the query and each document are a job each."""
@@ -96,115 +100,67 @@ class SentenceEncoderHandler:
                 token_ids += await self._preparation.run(self._cosine_texts.documents, request, start)
         jobs: list[Job[TokenIds, Vector]] = [Job(ids, caller, cost=len(ids)) for ids in token_ids]
         query, *documents = await self._batcher.submit_all(jobs)
-        return relevance(query, documents, sum(map(len, token_ids)))
+        tokens = sum(map(len, token_ids))
+        self._prompt_tokens += tokens
+        return relevance(query, documents, tokens)
 
-    def _refuse_other_dimensions(self, dimensions: int | None) -> None:
-        if dimensions not in (None, self._loaded.dimensions):
-            raise InvalidRequest(
-                f"`{self.spec.id}` was not trained for shortened vectors: leave `dimensions` out, or ask for its "
-                f"{self._loaded.dimensions}.",
-                "dimensions",
-                "invalid_value",
+    def _refuse_prompted_ids(self, request: EmbeddingRequest, prompt: str | None) -> None:
+        """A prompt is a text, and tokens of the whole are not those of its parts."""
+        if not prompt or request.openai_ids or all(isinstance(item, str) for item in request.inputs):
+            return
+        if request.prompt:
+            param = request.prompt.param
+            message = f"Token ids cannot have a prompt before them. Send texts, or leave '{param}' out."
+        else:
+            param, name = "input", self._loaded.prompts.default
+            message = (
+                f"`{self.spec.id}` puts its prompt {name!r} before every text; token ids cannot have one. Send texts."
             )
+        raise InvalidRequest(message, param, "invalid_value")
 
-    async def _token_ids(self, request: EmbeddingRequest) -> list[TokenIds]:
+    async def _read(self, request: EmbeddingRequest, prompt: str) -> list[Input]:
         """A few inputs at a time, so that a long list does not keep everybody else's waiting."""
-        token_ids: list[TokenIds] = []
-        for start in range(0, len(request.inputs), _INPUTS_PER_TURN):
-            token_ids += await self._preparation.run(self._tokenize, request, start)
-        return token_ids
-
-    def _tokenize(self, request: EmbeddingRequest, start: int) -> list[TokenIds]:
-        """Token ids of the inputs from `start` on, special tokens included."""
-        texts: dict[int, str] = {}
-        token_ids: dict[int, TokenIds] = {}
-        for index, item in enumerate(request.inputs[start : start + _INPUTS_PER_TURN], start):
-            self._refuse_endless(index, item)
-            if isinstance(item, str):
-                texts[index] = item
-            elif request.openai_ids:
-                texts[index] = self._openai_text(index, item)
-            else:
-                token_ids[index] = self._with_special_tokens(index, item)
-        token_ids |= self._tokenize_texts(texts)
-        for index, ids in token_ids.items():
-            if len(ids) > self._loaded.max_model_len:
-                raise self._overlong(index, f"{len(ids)} tokens")
-        return [token_ids[index] for index in sorted(token_ids)]
-
-    def _tokenize_texts(self, texts: Mapping[int, str]) -> dict[int, TokenIds]:
-        encodings = self._loaded.tokenizer.encode_batch_fast(list(texts.values()))
-        return {index: encoding.ids for index, encoding in zip(texts, encodings, strict=True)}
-
-    def _refuse_endless(self, index: int, item: str | TokenIds) -> None:
-        # Far longer than any text of so many tokens; a tokenizer takes seconds for a few megabytes.
-        if len(item) > self._loaded.max_model_len * _MAX_CHARACTERS_PER_TOKEN:
-            raise self._overlong(index, f"{len(item)} {'characters' if isinstance(item, str) else 'tokens'}")
-
-    def _overlong(self, index: int, length: str) -> InvalidRequest:
-        return InvalidRequest(
-            f"Input {index} is {length} long, and `{self.spec.id}` takes at most {self._loaded.max_model_len} tokens. "
-            "Split it into shorter texts.",
-            f"input[{index}]",
-            "context_length_exceeded",
-        )
-
-    def _openai_text(self, index: int, ids: TokenIds) -> str:
-        if self.spec.openai_tokens is None:
-            raise InvalidRequest(
-                f"Token ids of OpenAI's tokenizer cannot be read here. Send text, or token ids of `{self.spec.id}` "
-                f"under that name. {_LANGCHAIN}",
-                f"input[{index}]",
-                "invalid_value",
-            )
-        try:
-            text = self._openai_tokens.decode(ids)
-        except KeyError as unknown:
-            raise InvalidRequest(
-                f"Input {index} has a token id that OpenAI's tokenizer does not know ({unknown}). Send text, or token "
-                f"ids of the model's own tokenizer under its own name, `{self.spec.id}`.",
-                f"input[{index}]",
-                "invalid_value",
-            ) from None
-        self._refuse_endless(index, text)
-        return text
-
-    def _with_special_tokens(self, index: int, ids: TokenIds) -> TokenIds:
-        """Token arrays are ids of the model's own tokenizer, without its special tokens, which are added here."""
-        vocabulary = self._loaded.tokenizer.get_vocab_size()
-        if any(not 0 <= id < vocabulary for id in ids):
-            raise InvalidRequest(
-                f"Input {index} has token ids that `{self.spec.id}` does not know (its vocabulary ends at "
-                f"{vocabulary - 1}). Ids of another tokenizer mean other words here: send text instead. {_LANGCHAIN}",
-                f"input[{index}]",
-                "invalid_value",
-            )
-        return [*self._prefix, *ids, *self._suffix]
+        inputs: list[Input] = []
+        for start in range(0, len(request.inputs), INPUTS_PER_TURN):
+            inputs += await self._preparation.run(self._texts.read, request, prompt, start)
+        return inputs
 
     def _load(self) -> "Embedder":
         from handlers.embeddings.engine import Embedder, load
-        from handlers.pretrained import placement
 
-        self._loaded = load(self.spec, self._open_source(self.spec.source))
-        self._facts = {
-            "max_model_len": self._loaded.max_model_len,
-            "dimensions": self._loaded.dimensions,
-            **placement(self._loaded.encoder),
-        }
-        self._prefix, self._suffix = _special_tokens(self._loaded.tokenizer)
+        loaded = self._loaded = load(self.spec, self._open_source(self.spec.source))
+        self._facts = _facts(loaded)
+        vocabulary = self.spec.openai_tokens
+        openai_tokens = OpenAITokens(self._open_source(vocabulary)) if vocabulary is not None else None
+        texts = self._texts = Texts(self.spec.id, loaded.tokenizer, loaded.max_model_len, openai_tokens)
         self._cosine_texts = CosineTexts(
-            self.spec.id, self._loaded.tokenizer, self._prefix, self._suffix, self._loaded.max_model_len
+            self.spec.id, loaded.tokenizer, texts.opening, texts.closing, loaded.max_model_len
         )
-        embedder = Embedder(self._loaded)
-        if self.spec.openai_tokens is not None:
-            self._openai_tokens = OpenAITokens(self._open_source(self.spec.openai_tokens))
-        embedder.embed(self._tokenize(EmbeddingRequest(["Hello", "Hello, world"]), 0))
+        embedder = Embedder(loaded)
+        embedder.embed([item.token_ids for item in texts.read(EmbeddingRequest(["Hello", "Hello, world"]), "", 0)])
         return embedder
 
 
-def _special_tokens(tokenizer: "Tokenizer") -> tuple[TokenIds, TokenIds]:
-    """What the tokenizer puts before and after a text, found by tokenizing one with and without."""
-    bare = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a").ids
-    start = next(i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare)
-    return whole[:start], whole[start + len(bare) :]
+def _facts(loaded: "EmbeddingModel") -> Mapping[str, Any]:
+    from handlers.pretrained import placement
+
+    dimensions, prompts = loaded.dimensions, loaded.prompts
+    return {
+        "max_model_len": loaded.max_model_len,
+        "dimensions": dimensions.native,
+        **({"matryoshka_dimensions": dimensions.described} if dimensions.shorter else {}),
+        **({"prompts": list(prompts.names), "default_prompt_name": prompts.default} if prompts.names else {}),
+        **placement(loaded.encoder),
+    }
+
+
+async def _stacked(vectors: Sequence[Vector], dimensions: int, *, normalize: bool) -> Vector:
+    """[vectors, dimensions]. A few at a time, so that everybody else has a turn."""
+    stacked = np.empty((len(vectors), dimensions), np.float32)
+    turn = max(1, _FLOATS_PER_TURN // len(vectors[0]))
+    for start in range(0, len(vectors), turn):
+        if start:
+            await checkpoint()
+        part = np.stack(vectors[start : start + turn])
+        stacked[start : start + turn] = shaped(part, dimensions, normalize=normalize)
+    return stacked

@@ -46,10 +46,14 @@ _DENSE_ACTIVATIONS: Mapping[str, Step] = {
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """modes: ways of pooling, whose vectors are joined. steps: what follows, on vectors [texts, dimensions]."""
+    """modes: ways of pooling, whose vectors are joined. steps: what follows, on vectors [texts, dimensions].
+
+    normalizes: the model's last step brings vectors to length 1. It is no part of `steps`, as it follows the cut.
+    """
 
     modes: Sequence[Step]
     steps: Sequence[Step]
+    normalizes: bool
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Texts of equal length, [texts, tokens, hidden], to float32 [texts, dimensions]."""
@@ -70,14 +74,17 @@ def load_pooling(folder: Path, device: torch.device) -> Pooling:
     """
     file = folder / "modules.json"
     if not file.exists():
-        return Pooling([_MODES["mean"]], [_normalize])
+        return Pooling([_MODES["mean"]], [], normalizes=True)
     modules = [(module["type"].rpartition(".")[2], folder / module["path"]) for module in json.loads(file.read_text())]
     kinds = [kind for kind, _ in modules]
     if unknown := set(kinds) - {"Transformer", "Pooling", "Dense", "Normalize"}:
         raise ValueError(f"modules.json asks for {', '.join(sorted(unknown))}, which is not supported")
     if kinds[:2] != ["Transformer", "Pooling"] or len(set(kinds[:2]) & set(kinds[2:])):
         raise ValueError(f"modules.json lists {', '.join(kinds)}; first comes one Transformer, then one Pooling")
-    return Pooling(_modes(modules[1][1]), [_step(kind, path, device) for kind, path in modules[2:]])
+    steps = modules[2:]
+    if normalizes := kinds[-1] == "Normalize":
+        steps = steps[:-1]
+    return Pooling(_modes(modules[1][1]), [_step(kind, path, device) for kind, path in steps], normalizes)
 
 
 def _modes(folder: Path) -> list[Step]:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import openai
 import pytest
 import soundfile
 from openai import AsyncOpenAI, OpenAI
+from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletionMessageParam
 
 from handlers.sources import fetch
@@ -152,6 +154,59 @@ def test_floats_and_base64_are_the_same_vector(client: OpenAI) -> None:
     floats, packed = (reply.data[0].embedding for reply in replies)
     assert isinstance(packed, str)
     np.testing.assert_allclose(np.frombuffer(base64.b64decode(packed), "<f4"), floats, rtol=1e-6)
+
+
+def test_what_the_package_asks_for_by_itself_is_read_back_to_the_last_bit(client: OpenAI) -> None:
+    raw = client.embeddings.with_raw_response.create(model="all-minilm-l6-v2", input=["hello", "bye"])
+    assert json.loads(raw.http_request.content)["encoding_format"] == "base64"
+    sent = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in json.loads(raw.content)["data"]]
+    read = np.array([item.embedding for item in raw.parse().data], np.float32)
+    np.testing.assert_array_equal(read, sent)
+    assert read.shape == (2, 384)
+
+
+def test_the_extensions_go_through_extra_body(client: OpenAI) -> None:
+    def embed(text: str, **extensions: Any) -> tuple[Any, int]:
+        reply = client.embeddings.create(model="all-minilm-l6-v2", input=text, extra_body=extensions)
+        return np.array(reply.data[0].embedding), reply.usage.prompt_tokens
+
+    cut, tokens = embed("word " * 1000, truncate=True)
+    fitting, _ = embed("word " * 254)
+    assert tokens == 256
+    np.testing.assert_allclose(cut, fitting, atol=1e-6)
+    raw, _ = embed("hello", normalize=False, input_type="query")
+    unit, _ = embed("hello")
+    assert np.linalg.norm(raw) != pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(raw / np.linalg.norm(raw), unit, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("texts", "param", "code"),
+    [(["word " * 1000], "input[0]", "context_length_exceeded"), (["a"] * 2049, "input", "invalid_value")],
+    ids=["overlong", "too many"],
+)
+def test_what_cannot_be_embedded_is_refused_by_name(client: OpenAI, texts: list[str], param: str, code: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model="all-minilm-l6-v2", input=texts)
+    assert (refused.value.param, refused.value.code) == (param, code)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "text-embedding-ada-002", "input": [[15339, 1917], [29474]], "encoding_format": "base64"},
+        {"model": "text-embedding-ada-002", "input": ["hello world", "bye"], "encoding_format": "base64"},
+    ],
+    ids=["LangChain", "LlamaIndex"],
+)
+def test_what_other_clients_send_is_understood(client: OpenAI, body: dict[str, Any]) -> None:
+    """Recorded from langchain-openai 1.7.3 and llama-index-embeddings-openai 0.7.0; see test_embeddings_clients.py."""
+    reply = client.post("/embeddings", body=body, cast_to=CreateEmbeddingResponse)
+    plain = client.embeddings.create(model="all-minilm-l6-v2", input=["hello world", "bye"])
+    for ours, theirs in zip(plain.data, reply.data, strict=True):
+        assert isinstance(theirs.embedding, str)
+        np.testing.assert_array_equal(np.frombuffer(base64.b64decode(theirs.embedding), "<f4"), ours.embedding)
+    assert reply.usage.prompt_tokens == plain.usage.prompt_tokens
 
 
 @pytest.mark.parametrize(

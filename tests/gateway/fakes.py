@@ -165,7 +165,7 @@ class FakeChat(FakeHandler):
 
 
 class FakeEmbeddings(FakeHandler):
-    """Every input becomes [its length, 0.5, -1/3, 0], unless `value` fills the vectors."""
+    """Every input becomes [its length, 0.5, -1/3, 0], unless `value` fills the vectors. Prompts mean nothing to it."""
 
     def __init__(self, *, value: float | None = None, error: Exception | None = None) -> None:
         super().__init__(ModelSpec("mini-embed", Task.EMBEDDINGS, "dir:/embed"), error=error)
@@ -174,7 +174,8 @@ class FakeEmbeddings(FakeHandler):
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> Embeddings:
         await self._answer(request, caller)
         rows = [[self.value] * 4 if self.value is not None else [len(i), 0.5, -1 / 3, 0] for i in request.inputs]
-        return Embeddings(np.array(rows, dtype=np.float32), tokens=sum(len(i) for i in request.inputs))
+        ignored = (request.prompt.param,) if request.prompt else ()
+        return Embeddings(np.array(rows, dtype=np.float32), sum(len(i) for i in request.inputs), ignored)
 
 
 class FakeReranker(FakeHandler):

@@ -79,6 +79,15 @@ def test_a_reranker_has_the_limits_of_an_embeddings_model(file: Path) -> None:
     assert (spec.task, spec.max_model_len, spec.limits) == (Task.RERANK, 256, starter.EMBEDDINGS.limits)
 
 
+def test_an_embeddings_model_has_a_cache_and_lengths_of_its_own(file: Path) -> None:
+    table = '[[models]]\nid = "e"\ntask = "embeddings"\nsource = "dir:/e"\n'
+    file.write_text(table + "embedding_cache_bytes = 0\nmatryoshka_dimensions = [256, 128]")
+
+    [spec] = read_model_file(file)
+
+    assert (spec.embedding_cache_bytes, spec.matryoshka_dimensions) == (0, (256, 128))
+
+
 @pytest.mark.parametrize(
     ("line", "mistake"),
     [
@@ -86,6 +95,14 @@ def test_a_reranker_has_the_limits_of_an_embeddings_model(file: Path) -> None:
         ('engine = "hibari"', "models[0].engine: rerank models are run by transformers; leave it out"),
         ('openai_tokens = "dir:x"', "models[0].openai_tokens: is for embeddings models; this one is for rerank"),
         ("prefix_cache_bytes = 0", "models[0].prefix_cache_bytes: is for chat models; this one is for rerank"),
+        (
+            "embedding_cache_bytes = 0",
+            "models[0].embedding_cache_bytes: is for embeddings models; this one is for rerank",
+        ),
+        (
+            "matryoshka_dimensions = []",
+            "models[0].matryoshka_dimensions: is for embeddings models; this one is for rerank",
+        ),
     ],
 )
 def test_what_a_reranker_does_not_have_is_a_mistake(line: str, mistake: str, file: Path) -> None:
@@ -142,6 +159,12 @@ def test_a_relative_folder_is_relative_to_the_file(source: str, read: str, file:
         ('device = "cuda"', "models[0].device: speech models run on the CPU; leave it out"),
         ("limits.max_batch_size = 2", "models[0].limits.max_batch_size: has no effect"),
         ('openai_tokens = "dir:x"', "models[0].openai_tokens: is for embeddings models; this one is for speech"),
+        (
+            "embedding_cache_bytes = -1",
+            "models[0].embedding_cache_bytes: must be a number of bytes, 0 for none, not -1",
+        ),
+        ("matryoshka_dimensions = 8", "models[0].matryoshka_dimensions: must be a list of whole numbers of at least 1"),
+        ("matryoshka_dimensions = [0]", "models[0].matryoshka_dimensions[0]: must be a list of whole numbers"),
         ("limits = 3", "models[0].limits: must be a table of max_queue_size, max_queue_cost"),
         ("limits.max_batch_size = 0", "models[0].limits.max_batch_size: must be a whole number of at least 1, not 0"),
         ("limits.max_wait = -1", "models[0].limits.max_wait: must be a number of seconds from 0 to 60, not -1"),

@@ -51,6 +51,23 @@ async def test_what_is_asked_reaches_the_handler() -> None:
     assert response.headers["x-ignored-params"] == "user"
 
 
+async def test_what_the_model_ignores_is_told_with_the_rest() -> None:
+    response = await post(FakeEmbeddings(), input_type="query", user="ada")
+    assert response.headers["x-ignored-params"] == "input_type,user"
+
+
+@pytest.mark.parametrize(
+    ("digest", "own", "expected"), [("", None, ""), ("ab12", None, "ab12:"), ("", "s", ":s"), ("ab12", "s", "ab12:s")]
+)
+async def test_keys_share_no_cached_vectors(digest: str, own: str | None, expected: str) -> None:
+    handler = FakeEmbeddings()
+    connection = Connection("/v1/embeddings", {**EMBED, "cache_salt": own})
+    connection.scope["gateway.caller"] = digest
+    await app(handler)(connection.scope, connection.receive, connection.send)
+    [(request, _)] = handler.calls
+    assert (connection.status, request.cache_salt) == (200, expected)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
 async def test_vectors_that_are_not_finite_are_never_sent(value: float, encoding_format: str) -> None:

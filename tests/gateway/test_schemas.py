@@ -42,7 +42,7 @@ from gateway.schemas.messages import Message
 from gateway.schemas.output_format import StructuredOutputs
 from gateway.schemas.rerank import RerankParams
 from gateway.schemas.verdicts import Parameters, Verdict
-from handlers.embeddings.types import EmbeddingRequest
+from handlers.embeddings.types import EmbeddingRequest, PromptChoice
 from handlers.errors import InvalidRequest
 from tests.gateway.parsing import CHAT, HELLO, parse_chat
 
@@ -378,6 +378,30 @@ def test_of_a_repeated_key_the_last_counts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"truncate": False}, None),
+        ({"truncate": True}, -1),
+        ({"truncate_prompt_tokens": -1}, -1),
+        ({"truncate_prompt_tokens": 7}, 7),
+        ({"truncate": True, "truncate_prompt_tokens": 7}, 7),
+    ],
+)
+def test_embeddings_are_cut_as_either_server_has_it(fields: dict[str, Any], expected: int | None) -> None:
+    assert parse_embeddings(**fields).cut_to == expected
+
+
+@pytest.mark.parametrize("param", ["prompt_name", "input_type", "task"])
+def test_one_prompt_is_chosen_under_any_of_its_names(param: str) -> None:
+    assert parse_embeddings(**{param: "query"}).prompt == PromptChoice(param, "query")
+
+
+def test_so_many_inputs_are_taken_as_openai_takes() -> None:
+    assert len(parse_embeddings(input=["a"] * 2048).inputs) == 2048
+
+
+@pytest.mark.parametrize(
     ("value", "inputs"),
     [
         ("Hello", ["Hello"]),
@@ -417,8 +441,18 @@ def test_every_form_of_input_becomes_a_list_of_items(value: object, inputs: obje
         ({"encoding_format": "hex"}, "encoding_format"),
         ({"dimensions": 0}, "dimensions"),
         ({"dimensions": True}, "dimensions"),
-        ({"truncate": True}, "truncate"),
-        ({"input_type": "query"}, "input_type"),
+        ({"truncate": "END"}, "truncate"),
+        ({"truncate": False, "truncate_prompt_tokens": 5}, "truncate"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": True}, "truncate_prompt_tokens"),
+        ({"truncation_direction": "left"}, "truncation_direction"),
+        ({"input_type": ""}, "input_type"),
+        ({"input_type": 1}, "input_type"),
+        ({"prompt_name": "query", "task": "query"}, "task"),
+        ({"normalize": 1}, "normalize"),
+        ({"cache_salt": ""}, "cache_salt"),
+        ({"output_dimension": 256}, "output_dimension"),
+        ({"embedding_types": ["int8"]}, "embedding_types"),
     ],
 )
 def test_embeddings_refuses_what_is_malformed_and_names_it(fields: dict[str, Any], param: str) -> None:

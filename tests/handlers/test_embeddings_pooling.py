@@ -56,7 +56,8 @@ def test_a_dense_module_and_normalisation_follow_in_their_order(tmp_path: Path) 
     settings = {"in_features": 2, "out_features": 3, "activation_function": "torch.nn.modules.activation.ReLU"}
     (folder / "2_Dense" / "config.json").write_text(json.dumps(settings))
     pooling = load_pooling(folder, CPU)
-    torch.testing.assert_close(pooling(HIDDEN), torch.tensor([[2.0, 4.0, 0.0]]) / 20**0.5)
+    torch.testing.assert_close(pooling(HIDDEN), torch.tensor([[2.0, 4.0, 0.0]]))
+    assert pooling.normalizes
     assert pooling.dimensions(2, CPU) == 3
 
 
@@ -77,4 +78,15 @@ def test_a_layout_that_cannot_be_followed_is_refused(tmp_path: Path, after: list
 
 
 def test_without_modules_vectors_are_mean_and_normalised(tmp_path: Path) -> None:
-    torch.testing.assert_close(load_pooling(tmp_path, CPU)(HIDDEN), torch.tensor([[2.0, 3.0]]) / 13**0.5)
+    pooling = load_pooling(tmp_path, CPU)
+    torch.testing.assert_close(pooling(HIDDEN), torch.tensor([[2.0, 3.0]]))
+    assert pooling.normalizes
+
+
+def test_only_a_last_normalisation_is_left_to_the_caller(tmp_path: Path) -> None:
+    folder = layout(tmp_path, {"pooling_mode": "mean"}, "Normalize", "Dense")
+    save_file({"linear.weight": torch.tensor([[2.0, 0.0]])}, folder / "3_Dense" / "model.safetensors")
+    (folder / "3_Dense" / "config.json").write_text('{"activation_function": "torch.nn.modules.linear.Identity"}')
+    pooling = load_pooling(folder, CPU)
+    torch.testing.assert_close(pooling(HIDDEN), torch.tensor([[4.0]]) / 13**0.5)
+    assert not pooling.normalizes

@@ -55,8 +55,13 @@ def save_chat_model(folder: Path, *, context: int = 256) -> Path:
     return folder
 
 
-def save_embedding_model(folder: Path, *, pooling: str = "mean", normalize: bool = True) -> Path:
-    """A two-layer BERT in the sentence-transformers layout, of whole words only."""
+def save_embedding_model(
+    folder: Path, *, pooling: str = "mean", normalize: bool = True, prompts: dict[str, Any] | None = None
+) -> Path:
+    """A two-layer BERT in the sentence-transformers layout, of whole words only.
+
+    prompts: what config_sentence_transformers.json is to say about them.
+    """
     save_word_tokenizer(folder)
     torch.manual_seed(0)
     config = BertConfig(
@@ -76,6 +81,7 @@ def save_embedding_model(folder: Path, *, pooling: str = "mean", normalize: bool
     modes = {f"pooling_mode_{mode}": mode.startswith(pooling) for mode in ("mean_tokens", "cls_token", "lasttoken")}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **modes}))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32}))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts or {}))
     return folder
 
 
