@@ -93,7 +93,7 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
     async def _turn(self) -> None:
         await self._batch_due()
         now = anyio.current_time()
-        batch = self._scheduler.next_batch(now, max_size=self.limits.max_batch_size, max_cost=self._limit.current(now))
+        batch = self._scheduler.next_batch(now, max_size=self.limits.max_batch_size, max_cost=self._max_cost(now))
         for job in batch.expired:
             _answer(job, DeadlineExceeded("the deadline passed while the request waited"))
         if batch.jobs:
@@ -107,7 +107,14 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
 
     def _due_in(self) -> float | None:
         now = anyio.current_time()
-        return self._scheduler.due_in(now, max_size=self.limits.max_batch_size, max_cost=self._limit.current(now))
+        return self._scheduler.due_in(now, max_size=self.limits.max_batch_size, max_cost=self._max_cost(now))
+
+    def _max_cost(self, now: float) -> int:
+        """What fits into memory, and into the time that a batch should take."""
+        fits = self._limit.current(now)
+        if math.isinf(self.limits.max_batch_seconds):
+            return fits
+        return min(fits, max(self.limits.least_batch_cost, int(self._pace.cost_in(self.limits.max_batch_seconds))))
 
     async def _run_batch(self, jobs: Sequence[Job[Work, Result]]) -> None:
         self._running = jobs

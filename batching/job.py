@@ -57,14 +57,14 @@ class Timing:
 
 @dataclass(eq=False, slots=True)
 class Job(Generic[Work, Result]):
-    """`cost` is in the batcher's own unit: tokens, audio seconds, characters. `turn` is the scheduler's."""
+    """`cost` is in the batcher's own unit: tokens, audio seconds, characters. `tag` is the scheduler's."""
 
     work: Work
     caller: Caller = field(default_factory=Caller)
     cost: int = 1
     cancel: CancelToken = field(default_factory=CancelToken)
     timing: Timing = field(default_factory=Timing)
-    turn: int = 0
+    tag: int = 0
     future: "asyncio.Future[Result] | None" = None
 
     def is_due(self, now: float) -> bool:

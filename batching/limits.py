@@ -1,6 +1,10 @@
 """Bounds of one queue and of the batches taken from it."""
 
+import math
 from dataclasses import dataclass
+
+_LEAST_SHARE = 32
+_TURN_SHARE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +16,8 @@ class Limits:
     max_batch_size: jobs that run together.
     max_batch_cost: cost that runs together; a single job above it runs alone.
     max_wait: seconds a batch may wait for company; 0 means a lone request starts at once.
+    max_batch_seconds: how long a batch should take at most, by the pace of those before it: whoever comes meanwhile
+        waits for its end.
     """
 
     max_queue_size: int = 256
@@ -19,3 +25,14 @@ class Limits:
     max_batch_size: int = 32
     max_batch_cost: int = 16_384
     max_wait: float = 0.0
+    max_batch_seconds: float = math.inf
+
+    @property
+    def least_batch_cost(self) -> int:
+        """What may run together at any pace."""
+        return max(1, self.max_batch_cost // _LEAST_SHARE)
+
+    @property
+    def turn_cost(self) -> int:
+        """How much of a large request goes before whoever comes meanwhile."""
+        return self.max_batch_cost if math.isinf(self.max_batch_seconds) else max(1, self.max_batch_cost // _TURN_SHARE)

@@ -22,10 +22,10 @@ class Batch(NamedTuple, Generic[J]):
 class Scheduler(Generic[J]):
     """A bounded waiting room. Priority first, then arrival, except that a request of several batches takes turns.
 
-    A turn passes with every `max_batch_cost` of work that is taken. Jobs that come together start with the present one
-    and have a turn for each batchful, so whoever comes meanwhile waits for one batchful of theirs and not for all
-    (start-time fair queueing, Goyal et al., SIGCOMM 1996). Within a turn nothing overtakes, and no turn is put off, so
-    nothing starves within a priority.
+    A job's tag is the cost of those before it in its request, counted from the present, which is half through the
+    latest job that was taken. So whoever comes meanwhile goes before the rest of a large request, which yet moves on
+    with all work that is done (start-time fair queueing, Goyal et al., SIGCOMM 1996). Tags within one `turn_cost` are a
+    turn, in which nothing overtakes; no turn is put off, so nothing starves within a priority.
 
     reserved: places of jobs that are still being prepared.
     """
@@ -35,7 +35,7 @@ class Scheduler(Generic[J]):
         self.waiting_cost = 0
         self.reserved = 0
         self._waiting: dict[Priority, dict[int, OrderedDict[J, None]]] = {priority: {} for priority in Priority}
-        self._taken = dict.fromkeys(Priority, 0)
+        self._present = dict.fromkeys(Priority, 0)
 
     def __len__(self) -> int:
         return sum(map(len, self._queues()))
@@ -58,20 +58,21 @@ class Scheduler(Generic[J]):
         self.check_room(len(jobs), sum(job.cost for job in jobs))
         before = 0
         for job in jobs:
-            job.turn = (self._taken[job.caller.priority] + before) // self.limits.max_batch_cost
+            job.tag = self._present[job.caller.priority] + before
             before += job.cost
             self._insert(job)
 
     def requeue(self, jobs: Sequence[J]) -> None:
         """Put preempted jobs back at the head, in the order given. They were admitted once; no bound applies."""
         for job in reversed(jobs):
-            job.turn = min(self._waiting[job.caller.priority], default=job.turn)
+            first = min(self._waiting[job.caller.priority], default=self._turn(job))
+            job.tag = first * self.limits.turn_cost
             self._insert(job)
-            self._waiting[job.caller.priority][job.turn].move_to_end(job, last=False)
+            self._waiting[job.caller.priority][first].move_to_end(job, last=False)
 
     def abort(self, job: J) -> bool:
         """Withdraw a waiting job. False if it is not waiting (any more)."""
-        if job not in self._waiting[job.caller.priority].get(job.turn, ()):
+        if job not in self._waiting[job.caller.priority].get(self._turn(job), ()):
             return False
         self._remove(job)
         return True
@@ -101,7 +102,7 @@ class Scheduler(Generic[J]):
         for job in (*batch.jobs, *batch.expired):
             self._remove(job)
         for job in batch.jobs:
-            self._taken[job.caller.priority] += job.cost
+            self._present[job.caller.priority] = max(self._present[job.caller.priority], job.tag + job.cost // 2)
         return batch
 
     def first(self, now: float) -> J | None:
@@ -129,13 +130,16 @@ class Scheduler(Generic[J]):
     def _in_order(self) -> Iterator[J]:
         return itertools.chain.from_iterable(self._queues())
 
+    def _turn(self, job: J) -> int:
+        return job.tag // self.limits.turn_cost
+
     def _insert(self, job: J) -> None:
-        self._waiting[job.caller.priority].setdefault(job.turn, OrderedDict())[job] = None
+        self._waiting[job.caller.priority].setdefault(self._turn(job), OrderedDict())[job] = None
         self.waiting_cost += job.cost
 
     def _remove(self, job: J) -> None:
-        turns = self._waiting[job.caller.priority]
-        del turns[job.turn][job]
-        if not turns[job.turn]:
-            del turns[job.turn]
+        turns, turn = self._waiting[job.caller.priority], self._turn(job)
+        del turns[turn][job]
+        if not turns[turn]:
+            del turns[turn]
         self.waiting_cost -= job.cost

@@ -65,6 +65,7 @@ class LimitsTable(BaseModel):
     max_batch_size: Count | None = None
     max_batch_cost: Count | None = None
     max_wait: Wait | None = None
+    max_batch_seconds: Wait | None = None
 
 
 class ModelTable(BaseModel):
@@ -189,10 +190,11 @@ def _without_effect(place: str, table: ModelTable) -> Iterator[str]:
     """What an engine does not have is refused rather than ignored."""
     limits = table.limits.model_fields_set if table.limits else set()
     if table.task in (Task.TRANSCRIPTION, Task.SPEECH):
-        for name in limits & {"max_batch_size", "max_batch_cost", "max_wait"}:
+        for name in limits & {"max_batch_size", "max_batch_cost", "max_wait", "max_batch_seconds"}:
             yield f"{place}.limits.{name}: has no effect, as {table.task} takes one request after another; leave it out"
-    if table.task is Task.CHAT and "max_wait" in limits:
-        yield f"{place}.limits.max_wait: has no effect, as chats join a running batch at any step; leave it out"
+    if table.task is Task.CHAT:
+        for name in limits & {"max_wait", "max_batch_seconds"}:
+            yield f"{place}.limits.{name}: has no effect, as chats join a running batch at any step; leave it out"
     if table.task is Task.SPEECH and table.dtype not in (None, "auto", "int8"):
         yield f"{place}.dtype: speech models run in int8; leave it out"
     if table.task is Task.SPEECH and table.device not in (None, "auto", "cpu"):

@@ -31,7 +31,9 @@ EMBEDDINGS = ModelSpec(
     ),
     aliases=("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"),
     openai_tokens=OPENAI_TOKENS,
-    limits=Limits(max_queue_size=4096, max_queue_cost=600_000, max_batch_size=256, max_batch_cost=4096),
+    limits=Limits(
+        max_queue_size=4096, max_queue_cost=600_000, max_batch_size=256, max_batch_cost=4096, max_batch_seconds=0.03
+    ),
 )
 
 # Cost is seconds of audio; whisper decodes one file at a time.

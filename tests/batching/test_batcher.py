@@ -62,6 +62,32 @@ async def test_a_batch_costs_no_more_than_the_limit() -> None:
     assert model.batches == [[1, 2], [3], [4], [5]]
 
 
+async def test_a_batch_is_as_large_as_the_pace_allows() -> None:
+    model = FakeModel(held=True)
+    batcher = batcher_of(model, max_batch_cost=160, max_batch_seconds=1.0)
+    async with serving(batcher, model.latch):
+        all_done = asyncio.ensure_future(batcher.submit_all([Job(work, cost=10) for work in range(8)]))
+        await model.busy_with(0)  # nothing is known yet: a sixteenth
+        await advance(0.25)  # 40 a second
+        model.latch.open()
+        assert await all_done == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert model.batches[:2] == [[0], [1, 2, 3, 4]]
+
+
+async def test_whoever_comes_meanwhile_waits_for_a_turn_of_a_large_request_and_not_for_all() -> None:
+    model = FakeModel(held=True)
+    batcher = batcher_of(model, max_batch_cost=160, max_batch_seconds=0.01)
+    async with serving(batcher, model.latch):
+        large = asyncio.ensure_future(batcher.submit_all([Job(work, cost=10) for work in range(5)]))
+        await model.busy_with(0)
+        lone = submit(batcher, 9)
+        await settle()
+        await advance(1.0)
+        model.latch.open()
+        await asyncio.gather(large, lone)
+    assert model.batches == [[0], [9], [1], [2], [3], [4]]
+
+
 async def test_interactive_jobs_run_first() -> None:
     model = FakeModel(held=True)
     batcher = batcher_of(model, max_batch_size=1)

@@ -29,6 +29,13 @@ def test_the_wait_told_is_between_one_second_and_sixty(cost: int, seconds: float
     assert pace.seconds_for(cost) == seconds
 
 
+def test_what_is_done_in_a_time_is_known_after_the_first_batch() -> None:
+    pace = Pace()
+    assert pace.cost_in(0.5) == 0
+    pace.record(100, 2.0)
+    assert pace.cost_in(0.5) == 25
+
+
 def test_a_batch_that_took_no_time_says_nothing_about_the_pace() -> None:
     pace = Pace()
     pace.record(100, 0.0)
