@@ -25,19 +25,19 @@ class Input(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Flight:
-    """A job on its way. batch: how many batches of its own request are to run before it."""
+    """A job on its way. turn: how many of the scheduler's turns of its own request are before it."""
 
     job: Job[TokenIds, Vector]
-    batch: int
+    turn: int
 
-    def is_no_later_than(self, batch: int, caller: Caller) -> bool:
-        """Whether it comes no later than a job for `caller` with so many batches of the same request before it.
+    def is_no_later_than(self, turn: int, caller: Caller) -> bool:
+        """Whether it comes no later than a job for `caller` with so many turns of the same request before it.
 
         It was there first, so of two with equally much before them it has the earlier turn.
         """
         if self.job.caller.priority > caller.priority:
             return False
-        return self.batch <= batch or self.job.timing.started is not None
+        return self.turn <= turn or self.job.timing.started is not None
 
 
 class Vectors:
@@ -82,14 +82,14 @@ class Vectors:
         """What to compute, and whose jobs to wait for. failed: keys that are not waited for again."""
         own: dict[bytes, _Flight] = {}
         shared: dict[bytes, _Flight] = {}
-        batchful = self._batcher.limits.max_batch_cost
+        a_turn = self._batcher.limits.turn_cost
         before = computed = 0
         for item in wanted:
             other = self._flights.get(item.key)
-            if other and item.key not in failed and other.is_no_later_than(before // batchful, caller):
+            if other and item.key not in failed and other.is_no_later_than(before // a_turn, caller):
                 shared[item.key] = other
             else:
-                own[item.key] = _Flight(_job(item, caller), computed // batchful)
+                own[item.key] = _Flight(_job(item, caller), computed // a_turn)
                 computed += len(item.token_ids)
             before += len(item.token_ids)
         return own, shared

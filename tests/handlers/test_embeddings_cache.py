@@ -218,7 +218,7 @@ async def test_nobody_waits_for_the_late_part_of_a_long_request() -> None:
         for _ in range(3):
             await f.step()
         assert [vector[0] for vector in short.result()] == [10]
-        assert f.model.batches == [[[1], [2]], [[3], [4]], [[10], [5]]]
+        assert f.model.batches == [[[1], [2]], [[10], [3]], [[4], [5]]]
         f.worker.open()
         assert [vector[0] for vector in await long] == list(range(1, 11))
 
