@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from starlette.routing import Route
 
-from gateway.routes.audio import create_speech, create_transcription, list_voices
 from gateway.routes.chat import create_chat_completion
 from gateway.routes.completions import create_completion
 from gateway.routes.embeddings import create_embeddings
@@ -13,6 +12,8 @@ from gateway.routes.health import healthz, readyz
 from gateway.routes.metrics import metrics
 from gateway.routes.models import list_models, retrieve_model
 from gateway.routes.rerank import RERANK_PATHS, create_rerank
+from gateway.routes.speech import create_speech, list_voices
+from gateway.routes.transcription import create_transcription
 
 routes: Sequence[Route] = [
     Route("/healthz", healthz, methods=["GET"]),

@@ -32,7 +32,6 @@ from openai.types.embedding_create_params import EmbeddingCreateParams
 from pydantic import BaseModel
 
 from gateway.schemas import parameters
-from gateway.schemas.audio import SpeechParams, TranscriptionParams
 from gateway.schemas.chat import ChatCompletionParams
 from gateway.schemas.common import Screen, header_safe, loads, read_object
 from gateway.schemas.completions import CompletionParams
@@ -41,6 +40,8 @@ from gateway.schemas.generation import StreamOptions
 from gateway.schemas.messages import Message
 from gateway.schemas.output_format import StructuredOutputs
 from gateway.schemas.rerank import RerankParams
+from gateway.schemas.speech import SpeechParams
+from gateway.schemas.transcription import TranscriptionParams
 from gateway.schemas.verdicts import Parameters, Verdict
 from handlers.embeddings.types import EmbeddingRequest, PromptChoice
 from handlers.errors import InvalidRequest

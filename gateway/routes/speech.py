@@ -1,29 +1,15 @@
-"""POST /v1/audio/transcriptions and /v1/audio/speech, GET /v1/audio/voices."""
+"""POST /v1/audio/speech, GET /v1/audio/voices."""
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from gateway.disconnect import until_disconnect
 from gateway.responses import JSONResponse
 from gateway.routes.context import caller, screen_for
-from gateway.routes.multipart import multipart, text_fields, uploaded_file
-from gateway.schemas.audio import SpeechParams, TranscriptionParams
 from gateway.schemas.common import header_safe
+from gateway.schemas.speech import SpeechParams
 from gateway.state import State
 from handlers.spec import Task
-
-
-async def create_transcription(request: Request[State]) -> Response:
-    screen = screen_for(request)
-    async with multipart(request) as form:
-        params = TranscriptionParams.parse(text_fields(form), screen)
-        file = uploaded_file(form).file
-        handler = request.state["registry"].resolve(params.model, Task.TRANSCRIPTION)
-        transcript = await until_disconnect(request, handler.transcribe(params.to_request(file), caller(request)))
-    if params.response_format == "text":
-        return PlainTextResponse(f"{transcript.text}\n", headers=screen.headers())
-    usage = {"type": "duration", "seconds": round(transcript.duration, 3)}
-    return JSONResponse({"text": transcript.text, "usage": usage}, headers=screen.headers())
 
 
 async def create_speech(request: Request[State]) -> Response:
