@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Generic
 
 import anyio
@@ -22,8 +23,10 @@ Run = Callable[[Sequence[Work]], Sequence[Result | Exception]]
 class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
     """Gathers jobs into batches and gives every job exactly one answer.
 
-    run: the model, called in the worker thread with the batch's works; returns one entry a work, in order. An entry
+    run: the model, called in a worker thread with the batch's works; returns one entry a work, in order. An entry
         that is an Exception becomes that job's error. What it raises is isolated by splitting the batch.
+    worker: where it runs. beside: workers for as many more batches at the same time, when more is waiting than one
+        batch takes; run_beside: how batches run then, `run` being for one that has the machine to itself.
     is_out_of_memory, release_memory: how the device says no, and how it gives back what a failed batch held.
     """
 
@@ -34,19 +37,23 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         limits: Limits,
         *,
         worker: Worker,
+        beside: Sequence[Worker] = (),
+        run_beside: Run[Work, Result] | None = None,
         is_out_of_memory: Callable[[BaseException], bool] = is_memory_error,
         release_memory: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name, limits)
-        self._run = run
-        self._worker = worker
+        self._run_alone = run
+        self._run_beside = run_beside or run
+        self._workers = (worker, *beside)
         self._is_out_of_memory = is_out_of_memory
         self._release_memory = release_memory
-        self._running: Sequence[Job[Work, Result]] = ()
+        self._running: dict[Worker, Sequence[Job[Work, Result]]] = {}
+        self._alone = False
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        return sum(map(len, self._running.values()))
 
     async def submit(self, job: Job[Work, Result]) -> Result:
         """Wait for the job's answer. Cancelling the wait withdraws the job.
@@ -88,17 +95,27 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
 
     @property
     def _busy(self) -> bool:
-        return self.waiting > 0 or any(job.future and not job.future.done() for job in self._running)
+        jobs = chain.from_iterable(self._running.values())
+        return self.waiting > 0 or any(job.future and not job.future.done() for job in jobs)
 
-    async def _turn(self) -> None:
-        await self._batch_due()
-        now = anyio.current_time()
-        batch = self._scheduler.next_batch(now, max_size=self.limits.max_batch_size, max_cost=self._max_cost(now))
-        for job in batch.expired:
-            _answer(job, DeadlineExceeded("the deadline passed while the request waited"))
-        if batch.jobs:
-            await self._run_batch(batch.jobs)
-        self._signal()
+    async def _serve(self) -> None:
+        if len(self._workers) == 1:
+            return await self._run_batches(self._workers[0])
+        async with anyio.create_task_group() as tasks:
+            for worker in self._workers:
+                tasks.start_soon(self._run_batches, worker)
+
+    async def _run_batches(self, worker: Worker) -> None:
+        """One batch after another in one worker."""
+        while True:
+            await self._batch_due()
+            now = anyio.current_time()
+            batch = self._scheduler.next_batch(now, max_size=self.limits.max_batch_size, max_cost=self._max_cost(now))
+            for job in batch.expired:
+                _answer(job, DeadlineExceeded("the deadline passed while the request waited"))
+            if batch.jobs:
+                await self._run_batch(batch.jobs, worker)
+            self._signal()
 
     async def _batch_due(self) -> None:
         while (delay := self._due_in()) != 0:
@@ -106,6 +123,8 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
                 await self._next_change()
 
     def _due_in(self) -> float | None:
+        if self._alone:
+            return None
         now = anyio.current_time()
         return self._scheduler.due_in(now, max_size=self.limits.max_batch_size, max_cost=self._max_cost(now))
 
@@ -114,36 +133,41 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         fits = self._limit.current(now)
         if math.isinf(self.limits.max_batch_seconds):
             return fits
-        return min(fits, max(self.limits.least_batch_cost, int(self._pace.cost_in(self.limits.max_batch_seconds))))
+        in_time = int(self._pace.cost_in(self.limits.max_batch_seconds) / len(self._workers))
+        return min(fits, max(self.limits.least_batch_cost, in_time))
 
-    async def _run_batch(self, jobs: Sequence[Job[Work, Result]]) -> None:
-        self._running = jobs
+    async def _run_batch(self, jobs: Sequence[Job[Work, Result]], worker: Worker) -> None:
+        self._alone = len(self._workers) == 1 or not (self._running or self.waiting)
+        share = 1 if self._alone else len(self._workers)
+        self._running[worker] = jobs
         started = anyio.current_time()
         for job in jobs:
             job.timing.started, job.timing.batch_size = started, len(jobs)
             self._tally.queue_time.observe(job.timing.queue_time)
         self._tally.batch_size.observe(len(jobs))
-        report = await self._run_in_worker(jobs)
+        report = await self._run_in(worker, jobs)
         ended = anyio.current_time()
         for job, answer in zip(jobs, report.answers, strict=True):
             job.timing.ended = ended
             _answer(job, answer)
-        self._running = ()
-        self._pace.record(sum(job.cost for job in jobs), ended - started)
+        del self._running[worker]
+        self._alone = False
+        self._pace.record(share * sum(job.cost for job in jobs), ended - started)
         if report.oom_cost is not None:
             self._tally.out_of_memory += 1
             self._shrink(report.oom_cost)
 
-    async def _run_in_worker(self, jobs: Sequence[Job[Work, Result]]) -> Report[Result]:
+    async def _run_in(self, worker: Worker, jobs: Sequence[Job[Work, Result]]) -> Report[Result]:
+        run = self._run_alone if self._alone else self._run_beside
         works, costs = [job.work for job in jobs], [job.cost for job in jobs]
-        isolated = partial(run_isolated, self._run, works, costs, self._is_out_of_memory, self._release_memory)
-        return await self._worker.run(isolated, requests=[job.caller.request_id for job in jobs])
+        isolated = partial(run_isolated, run, works, costs, self._is_out_of_memory, self._release_memory)
+        return await worker.run(isolated, requests=[job.caller.request_id for job in jobs])
 
     def _abandon(self) -> None:
-        for job in (*self._running, *self._scheduler.clear()):
+        for job in (*chain.from_iterable(self._running.values()), *self._scheduler.clear()):
             job.cancel.cancel()
             _answer(job, ShuttingDown(f"{self.name} was stopped"))
-        self._running = ()
+        self._running.clear()
 
 
 def _answer(job: Job[Work, Result], answer: Result | Exception) -> None:

@@ -121,6 +121,10 @@ class ContinuousBatcher(BatchLoop[Job[Prompt, Token]], Generic[Prompt, Token]):
     def _busy(self) -> bool:
         return bool(self._streams)
 
+    async def _serve(self) -> None:
+        while True:
+            await self._turn()
+
     async def _turn(self) -> None:
         """Admit, step, deliver."""
         joining = self._next_suspects() or self._admit()

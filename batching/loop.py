@@ -23,7 +23,7 @@ J = TypeVar("J", bound=Job[Any, Any])
 
 
 class BatchLoop(ABC, Generic[J]):
-    """Everything here runs on the event loop; only the model runs in the worker thread."""
+    """Everything here runs on the event loop; only the model runs in worker threads."""
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
@@ -43,7 +43,7 @@ class BatchLoop(ABC, Generic[J]):
     @property
     @abstractmethod
     def running(self) -> int:
-        """Jobs in the batch."""
+        """Jobs in batches that run."""
 
     def check_room(self, jobs: int = 1, cost: int = 0) -> None:
         """Raise QueueFull or ShuttingDown if so much more may not wait."""
@@ -89,8 +89,7 @@ class BatchLoop(ABC, Generic[J]):
     async def run(self) -> None:
         """The loop. Ends by cancellation; then nobody is left waiting, and whoever comes is turned away."""
         try:
-            while True:
-                await self._turn()
+            await self._serve()
         finally:
             self._closed = True
             self._abandon()
@@ -108,8 +107,8 @@ class BatchLoop(ABC, Generic[J]):
         """Whether an admitted job has not ended yet."""
 
     @abstractmethod
-    async def _turn(self) -> None:
-        """Run what is due, or wait for something to change."""
+    async def _serve(self) -> None:
+        """Run what is due, and wait for something to change, for ever."""
 
     @abstractmethod
     def _abandon(self) -> None:

@@ -6,7 +6,7 @@ from starlette.responses import Response
 from batching.job import Priority
 from gateway.disconnect import until_disconnect
 from gateway.responses import JSONResponse
-from gateway.routes.context import caller, screen_for
+from gateway.routes.context import cache_salt, caller, screen_for
 from gateway.schemas.rerank import RerankParams, reply
 from gateway.state import State
 from handlers.spec import Task
@@ -19,5 +19,6 @@ async def create_rerank(request: Request[State]) -> Response:
     params = RerankParams.parse(await request.body(), screen)
     handler = request.state["registry"].resolve(params.model, Task.RERANK)
     asker = caller(request, Priority.BACKGROUND if params.priority > 0 else Priority.INTERACTIVE)
-    relevance = await until_disconnect(request, handler.rerank(params.to_request(), asker))
+    wanted = params.to_request(cache_salt(request, params.cache_salt))
+    relevance = await until_disconnect(request, handler.rerank(wanted, asker))
     return JSONResponse(reply(params, relevance), headers=screen.headers())

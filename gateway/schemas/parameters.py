@@ -214,6 +214,9 @@ RERANK: Parameters = {
         {
             "texts": supported("Another server's name for `documents`; only one of the two."),
             "raw_scores": supported("`true`: the model's own number, a logit or a cosine. Default `false`."),
+            "cache_salt": supported(
+                "1 to 256 characters: vectors cached for a cosine are shared only under the same salt."
+            ),
             "instruction": supported("What relevance means, for models that take one; refused for the others."),
             "return_text": refused("Send `return_documents`.", False),
             "truncate": refused(_NEVER_CUT, False),

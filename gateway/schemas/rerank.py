@@ -26,6 +26,7 @@ class RerankParams(Wire):
     raw_scores: bool = False
     instruction: Annotated[str, Field(min_length=1)] | None = None
     priority: int = 0
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
     @classmethod
     def parse(cls, body: bytes, screen: Screen) -> Self:
@@ -39,9 +40,10 @@ class RerankParams(Wire):
             fields["documents"] = _documents(fields["documents"], "documents")
         return cls.read(fields)
 
-    def to_request(self) -> RerankRequest:
+    def to_request(self, cache_salt: str = "") -> RerankRequest:
+        """cache_salt: the caller's own, with who the caller is."""
         texts = [document["text"] for document in self.documents]
-        return RerankRequest(self.query, texts, self.max_tokens_per_doc, self.instruction)
+        return RerankRequest(self.query, texts, self.max_tokens_per_doc, self.instruction, cache_salt)
 
 
 def reply(params: RerankParams, relevance: Relevance) -> dict[str, Any]:

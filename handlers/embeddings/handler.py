@@ -8,9 +8,8 @@ import numpy as np
 from anyio.lowlevel import checkpoint
 
 from batching.batcher import Batcher
-from batching.job import Caller, Job
+from batching.job import Caller
 from batching.worker import Worker
-from handlers.devices import is_out_of_memory, release_memory
 from handlers.embeddings.cache import VectorCache
 from handlers.embeddings.dimensions import shaped
 from handlers.embeddings.openai_tokens import OpenAITokens
@@ -49,15 +48,10 @@ class SentenceEncoderHandler:
         self._prompt_tokens = 0
 
     async def load(self) -> None:
+        from handlers.encoders.batches import encoder_batcher
+
         embedder = await self._worker.run(self._load)
-        self._batcher = Batcher(
-            self.spec.id,
-            embedder.embed,
-            self.spec.limits,
-            worker=self._worker,
-            is_out_of_memory=is_out_of_memory,
-            release_memory=release_memory,
-        )
+        self._batcher = encoder_batcher(self.spec, embedder.embed, self._loaded.encoder.device, worker=self._worker)
         kept = self.spec.embedding_cache_bytes
         self._vectors = Vectors(self._batcher, VectorCache(kept) if kept else None)
 
@@ -93,14 +87,13 @@ class SentenceEncoderHandler:
         return Embeddings(await _stacked(vectors, dimensions, normalize=normalize), tokens, ignored)
 
     async def rerank(self, request: RerankRequest, caller: Caller) -> Relevance:
-        """As RerankHandler.rerank: the query and each document are a job each."""
+        """As RerankHandler.rerank: the query and each document are an input each, from the cache if they are there."""
         with self._batcher.place(caller, 1 + len(request.documents)):
-            token_ids = [await self._preparation.run(self._cosine_texts.query, request)]
+            inputs = [await self._preparation.run(self._cosine_texts.query, request)]
             for start in range(0, len(request.documents), DOCUMENTS_PER_TURN):
-                token_ids += await self._preparation.run(self._cosine_texts.documents, request, start)
-        jobs: list[Job[TokenIds, Vector]] = [Job(ids, caller, cost=len(ids)) for ids in token_ids]
-        query, *documents = await self._batcher.submit_all(jobs)
-        tokens = sum(map(len, token_ids))
+                inputs += await self._preparation.run(self._cosine_texts.documents, request, start)
+        query, *documents = await self._vectors.of(inputs, caller)
+        tokens = sum(len(item.token_ids) for item in inputs)
         self._prompt_tokens += tokens
         return relevance(query, documents, tokens)
 
@@ -134,7 +127,12 @@ class SentenceEncoderHandler:
         openai_tokens = OpenAITokens(self._open_source(vocabulary)) if vocabulary is not None else None
         texts = self._texts = Texts(self.spec.id, loaded.tokenizer, loaded.max_model_len, openai_tokens)
         self._cosine_texts = CosineTexts(
-            self.spec.id, loaded.tokenizer, texts.opening, texts.closing, loaded.max_model_len
+            self.spec.id,
+            loaded.tokenizer,
+            loaded.prompts,
+            opening=texts.opening,
+            closing=texts.closing,
+            max_model_len=loaded.max_model_len,
         )
         embedder = Embedder(loaded)
         embedder.embed([item.token_ids for item in texts.read(EmbeddingRequest(["Hello", "Hello, world"]), "", 0)])

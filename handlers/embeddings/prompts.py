@@ -6,6 +6,7 @@ https://sbert.net/examples/sentence_transformer/applications/computing-embedding
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from handlers.embeddings.types import PromptChoice
 from handlers.errors import InvalidRequest
@@ -44,6 +45,13 @@ class Prompts:
         if choice.param == "prompt_name":
             raise self._unknown(choice)
         return self._for_purpose(choice)
+
+    def of_search(self, side: Literal["query", "document"]) -> str:
+        """What goes before the texts of that side; the default where the model does not tell the sides apart."""
+        default = self._texts[self.default] if self.default else ""
+        if not any(name in self._texts for name in (*_QUERY, *_DOCUMENT)):
+            return default
+        return next((self._texts[name] for name in _ROLES[side] if name in self._texts), "")
 
     def _for_purpose(self, choice: PromptChoice) -> str | None:
         known = choice.value in _ROLES or choice.value in _PURPOSES

@@ -20,6 +20,7 @@ class Reranker:
 
     def __init__(self, loaded: RerankModel) -> None:
         self._scorer = loaded.scorer
+        self.device = loaded.scorer.device
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[Pair]) -> Sequence[float | Exception]:

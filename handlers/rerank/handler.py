@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from batching.batcher import Batcher
 from batching.job import Caller, Job
 from batching.worker import Worker
-from handlers.devices import is_out_of_memory, release_memory
 from handlers.rerank.pairs import Pair, Pairs
 from handlers.rerank.texts import DOCUMENTS_PER_TURN
 from handlers.rerank.types import Relevance, RerankRequest
@@ -36,15 +35,10 @@ class RerankerHandler:
         self._prompt_tokens = 0
 
     async def load(self) -> None:
+        from handlers.encoders.batches import encoder_batcher
+
         reranker = await self._worker.run(self._load)
-        self._batcher = Batcher(
-            self.spec.id,
-            reranker.score,
-            self.spec.limits,
-            worker=self._worker,
-            is_out_of_memory=is_out_of_memory,
-            release_memory=release_memory,
-        )
+        self._batcher = encoder_batcher(self.spec, reranker.score, reranker.device, worker=self._worker)
 
     async def run(self) -> None:
         await self._batcher.run()

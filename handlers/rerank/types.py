@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
-    """max_tokens_per_doc: longer documents are cut to so many tokens. instruction: what relevance means here."""
+    """max_tokens_per_doc: longer documents are cut to so many tokens. instruction: what relevance means here.
+    cache_salt: cached vectors, where relevance is made of them, are shared only under the same."""
 
     query: str
     documents: Sequence[str]
     max_tokens_per_doc: int | None = None
     instruction: str | None = None
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

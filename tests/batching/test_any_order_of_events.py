@@ -57,15 +57,17 @@ class Pass:
 
 @dataclass(frozen=True)
 class Work:
-    """The worker thread does one thing."""
+    """A worker thread does one thing: of several, the one with this number (modulo how many there are)."""
+
+    worker: int = 0
 
 
 def events(works: st.SearchStrategy[tuple[Any, ...]]) -> st.SearchStrategy[list[Any]]:
     asks = st.builds(
         Ask, works, st.sampled_from(Priority), st.none() | st.integers(0, 4).map(float), reads=st.booleans()
     )
-    others = st.builds(Leave, st.integers(0, 30)) | st.builds(Pass, st.integers(1, 60).map(float)) | st.builds(Work)
-    return st.lists(asks | others | st.builds(Work), max_size=30)
+    others = st.builds(Leave, st.integers(0, 30)) | st.builds(Pass, st.integers(1, 60).map(float))
+    return st.lists(asks | others | st.builds(Work, st.integers(0, 1)), max_size=30)
 
 
 def limits(max_cost: int) -> st.SearchStrategy[Limits]:
@@ -120,8 +122,8 @@ models = st.builds(
 @thorough
 @given(events(st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple)), limits(max_cost=30), models)
 async def test_every_submission_is_answered_once_and_right(events: list[Any], limits: Limits, model: FakeModel) -> None:
-    worker = SteppedWorker()
-    batcher = Batcher("model", model, limits, worker=worker)
+    workers = [SteppedWorker(), SteppedWorker()]
+    batcher = Batcher("model", model, limits, worker=workers[0], beside=workers[1:])
     clients: list[Submission] = []
     async with serving(batcher):
         for event in events:
@@ -132,10 +134,11 @@ async def test_every_submission_is_answered_once_and_right(events: list[Any], li
                     clients[index % len(clients)].task.cancel()
                 case Pass(seconds):
                     await advance(seconds)
-                case Work():
-                    worker.let_through()
+                case Work(index):
+                    workers[index % 2].let_through()
             await settle()
-        worker.open()
+        for worker in workers:
+            worker.open()
         draining = asyncio.create_task(batcher.drain())
         while not draining.done():
             await advance(limits.max_wait)

@@ -57,6 +57,25 @@ def test_a_model_without_prompts_treats_all_texts_alike(prompts: dict[str, str],
     assert not text_for(prompts, "input_type", value)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "default", "query", "document"),
+    [
+        (BOTH, None, "query: ", "passage: "),
+        (BOTH, "clustering", "query: ", "passage: "),
+        (QUERY_ONLY, None, "Represent this: ", ""),
+        ({"document": "b"}, None, "", "b"),
+        (OTHERS, None, "", ""),
+        (OTHERS, "s2p_query", "Instruct: ", "Instruct: "),
+        ({}, None, "", ""),
+    ],
+)
+def test_a_search_has_the_prompts_of_its_two_sides(
+    prompts: dict[str, str], default: str | None, query: str, document: str
+) -> None:
+    sides = Prompts("tiny", prompts, default)
+    assert (sides.of_search("query"), sides.of_search("document")) == (query, document)
+
+
 def test_prompts_are_taken_by_their_own_names() -> None:
     assert text_for(BOTH, "prompt_name", "passage") == "passage: "
     assert text_for({"document": ""}, "prompt_name", "document") == ""

@@ -281,7 +281,7 @@ def test_equal_documents_rank_in_their_order() -> None:
 
 async def test_extreme_logits_have_scores_without_a_warning(folder: Path) -> None:
     async with serving(folder) as handler:
-        handler._batcher._run = lambda pairs: [1000.0, -1000.0]
+        _run_all_with(handler, lambda pairs: [1000.0, -1000.0])
         relevance = await rerank(handler, QUERY, TEXTS[:2])
     assert relevance.scores.tolist() == [1.0, 0.0]
 
@@ -399,7 +399,7 @@ async def test_a_pair_that_is_not_finite_fails_its_own_request_alone(folder: Pat
             results[name] = failed
 
     async with serving(folder) as handler:
-        handler._batcher._run = poisoned(folder).score
+        _run_all_with(handler, poisoned(folder).score)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask, "good", ["the cat", "red"])
             tasks.start_soon(ask, "bad", ["the cat", "a dog"])
@@ -410,18 +410,22 @@ async def test_a_pair_that_is_not_finite_fails_its_own_request_alone(folder: Pat
         assert isinstance(relevance, Relevance) and np.isfinite(relevance.raw).all()
 
 
+def _run_all_with(handler: RerankerHandler, run: Callable[[Sequence[Pair]], Sequence[float | Exception]]) -> None:
+    handler._batcher._run_alone = handler._batcher._run_beside = run
+
+
 async def test_pairs_of_several_requests_share_a_batch(folder: Path) -> None:
     batches: list[int] = []
     all_wait = threading.Event()
     async with serving(folder) as handler:
-        score = handler._batcher._run
+        score = handler._batcher._run_alone
 
         def counted(pairs: Sequence[Pair]) -> Sequence[float | Exception]:
             all_wait.wait(10)
             batches.append(len(pairs))
             return score(pairs)
 
-        handler._batcher._run = counted
+        _run_all_with(handler, counted)
         async with anyio.create_task_group() as tasks:
             for _ in range(4):
                 tasks.start_soon(rerank, handler, QUERY, TEXTS)
@@ -444,7 +448,7 @@ async def test_a_short_list_does_not_wait_for_all_of_a_long_one(folder: Path) ->
         ended.append(name)
 
     async with serving(folder, Limits(max_batch_cost=60)) as handler:
-        handler._batcher._run = gated
+        _run_all_with(handler, gated)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask, "long", 200)
             while handler._batcher.waiting + handler._batcher.running < 200:
@@ -465,7 +469,7 @@ async def test_cancelling_a_request_frees_its_places(folder: Path) -> None:
         return [0.0] * len(pairs)
 
     async with serving(folder, Limits(max_queue_size=8, max_batch_size=1)) as handler:
-        handler._batcher._run = stuck
+        _run_all_with(handler, stuck)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(rerank, handler, QUERY, ["red"] * 6)
             await anyio.to_thread.run_sync(started.wait)
@@ -546,6 +550,25 @@ async def test_an_embeddings_model_scores_by_the_cosine(tmp_path: Path, normaliz
     np.testing.assert_allclose(relevance.raw, cosines, atol=1e-6)
     np.testing.assert_allclose(relevance.scores, [(1 + cosine) / 2 for cosine in cosines], atol=1e-6)
     assert relevance.tokens == embeddings.tokens
+
+
+async def test_query_and_documents_have_their_prompts_and_are_kept_for_the_next_search(tmp_path: Path) -> None:
+    folder = save_embedding_model(tmp_path)
+    prompts = {"prompts": {"query": "cat ", "passage": "dog "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    async with embedding(folder) as handler:
+        relevance = await rerank(handler, QUERY, TEXTS, max_tokens_per_doc=2)
+        again = await rerank(handler, QUERY, TEXTS, max_tokens_per_doc=2)
+        salted = await rerank(handler, QUERY, TEXTS, max_tokens_per_doc=2, cache_salt="mine")
+        cache = handler.stats().cache
+        texts = ["cat " + QUERY, *("dog " + " ".join(text.split()[:2]) for text in TEXTS)]
+        vectors = (await handler.embed(EmbeddingRequest(texts), Caller())).vectors.astype(np.float64)
+    query, *documents = (vector / np.linalg.norm(vector) for vector in vectors)
+    np.testing.assert_allclose(relevance.raw, [float(query @ document) for document in documents], atol=1e-6)
+    np.testing.assert_array_equal(relevance.raw, again.raw)
+    np.testing.assert_array_equal(relevance.raw, salted.raw)
+    different = len(set(texts))
+    assert cache is not None and (cache.misses, cache.hits) == (2 * different, 3 * len(texts) - 2 * different)
 
 
 async def test_an_embeddings_model_names_what_does_not_fit_and_cuts_what_may_be_cut(tmp_path: Path) -> None:
