@@ -10,7 +10,7 @@ from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec
 from handlers.speech.types import Speech, SpeechRequest
 from handlers.stats import ModelStats
-from handlers.transcription.types import Transcript, TranscriptionRequest
+from handlers.transcription.types import Segment, Transcript, TranscriptionRequest
 
 
 class Handler(Protocol):
@@ -73,9 +73,28 @@ class RerankHandler(Handler, Protocol):
         """How relevant each document is to the query. Cancelling the awaiting task withdraws the jobs."""
 
 
+class Transcription(Protocol):
+    """A transcript in the making. Leaving the context stops what is not finished; iterating yields Segments in order as
+    they are finished. The request's file is read until then.
+    """
+
+    async def __aenter__(self) -> "Transcription": ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[Segment]: ...
+
+    def transcript(self) -> Transcript:
+        """Of what was iterated so far, with its segments; complete after the end of the iteration.
+
+        Its text is the texts of its segments, one after the other, without white space at either end.
+        """
+
+
 class TranscriptionHandler(Handler, Protocol):
-    async def transcribe(self, request: TranscriptionRequest, caller: Caller) -> Transcript:
-        """The text of an audio file. Cancelling the awaiting task stops the engine at the next segment."""
+    async def open(self, request: TranscriptionRequest, caller: Caller) -> Transcription:
+        """Admit the file; raises InvalidRequest (UnsupportedMedia, TooLarge), QueueFull or ShuttingDown before anything
+        is computed."""
 
 
 class SpeechHandler(Handler, Protocol):

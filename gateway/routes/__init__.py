@@ -13,7 +13,7 @@ from gateway.routes.metrics import metrics
 from gateway.routes.models import list_models, retrieve_model
 from gateway.routes.rerank import RERANK_PATHS, create_rerank
 from gateway.routes.speech import create_speech, list_voices
-from gateway.routes.transcription import create_transcription
+from gateway.routes.transcription import create_transcription, create_translation
 
 routes: Sequence[Route] = [
     Route("/healthz", healthz, methods=["GET"]),
@@ -25,6 +25,7 @@ routes: Sequence[Route] = [
     Route("/v1/embeddings", or_upstream(create_embeddings), methods=["POST"]),
     *(Route(path, or_upstream(create_rerank, at=RERANK_PATHS[0]), methods=["POST"]) for path in RERANK_PATHS),
     Route("/v1/audio/transcriptions", or_upstream(create_transcription), methods=["POST"]),
+    Route("/v1/audio/translations", or_upstream(create_translation), methods=["POST"]),
     Route("/v1/audio/speech", or_upstream(create_speech), methods=["POST"]),
     Route("/v1/audio/voices", or_upstream(list_voices), methods=["GET"]),
 ]

@@ -34,10 +34,10 @@ class Wire(BaseModel):
             raise from_validation_error(exc) from None
 
     @classmethod
-    def read_strings(cls, fields: Mapping[str, str]) -> Self:
-        """The same for a form, whose numbers are texts."""
+    def read_strings(cls, fields: Mapping[str, Any]) -> Self:
+        """The same for a form, whose numbers are texts, alone or in lists and objects."""
         try:
-            return cls.model_validate_strings(fields)
+            return cls.model_validate(fields, strict=False)
         except ValidationError as exc:
             raise from_validation_error(exc) from None
 

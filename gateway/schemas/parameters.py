@@ -228,21 +228,48 @@ RERANK: Parameters = {
     ),
 }
 
-TRANSCRIPTION: Parameters = {
+_SPEAKERS = "Speakers are not told apart."
+_ONLY_TRANSCRIPTIONS = "Only `/v1/audio/transcriptions` takes it."
+
+_AUDIO: Parameters = {
     "file": supported("The audio, as a file part: wav, mp3, flac, ogg, m4a, mp4 or webm."),
     "model": _MODEL,
-    "language": supported("An ISO-639-1 code such as `en`; without it the language is detected."),
     "prompt": supported("Earlier text, or names and words that occur."),
-    "response_format": supported("`json` (default) or `text`."),
+    "response_format": supported("`json` (default), `text`, `srt`, `verbose_json` or `vtt`."),
     "temperature": supported("0 to 1, default 0: greedy, and warmer only where that fails."),
-    "stream": refused("Transcripts come in one piece.", "false", "False", "0"),
-    "include": refused("Log probabilities are not available yet."),
-    "timestamp_granularities": refused("Timestamps are not available yet."),
-    "chunking_strategy": refused("The audio is cut automatically.", "auto"),
+}
+
+TRANSCRIPTION: Parameters = {
+    **_AUDIO,
+    "language": supported("An ISO-639-1 code such as `en`; without it the language is detected."),
+    "languages": supported("Up to 128 codes among which the language is detected; not with `language`."),
+    "keywords": supported("Up to 128 names and words that may occur."),
+    "include": supported("`logprobs`: log probabilities of the text's tokens; with `json`, and in a stream."),
+    "timestamp_granularities": supported("`segment` (default) and `word`; `word` only with `verbose_json`."),
+    "chunking_strategy": supported("`auto` (default) or `server_vad` with its settings; see below."),
+    "stream": supported("Server-sent events; with `json` or `text`."),
+    "known_speaker_names": refused(_SPEAKERS),
+    "known_speaker_references": refused(_SPEAKERS),
+}
+
+SERVER_VAD: Parameters = {
+    "type": supported("`server_vad`."),
+    "threshold": supported("0 to 1, default 0.5: the probability of a voice that counts as one."),
+    "prefix_padding_ms": supported("0 to 60000, default 300: what is kept before a voice."),
+    "silence_duration_ms": supported("0 to 60000, default 500: how long a pause ends a stretch of speech."),
+}
+
+TRANSLATION: Parameters = {
+    **_AUDIO,
+    "language": refused("The language that is spoken is always detected."),
+    "languages": refused("The language that is spoken is always detected."),
     "keywords": refused("Put the words into `prompt`."),
-    "languages": refused("Send one `language`, or none to have it detected."),
-    "known_speaker_names": refused("Speakers are not told apart."),
-    "known_speaker_references": refused("Speakers are not told apart."),
+    "include": refused(_ONLY_TRANSCRIPTIONS),
+    "timestamp_granularities": refused("Segments have times, words have none.", ["segment"]),
+    "chunking_strategy": refused(_ONLY_TRANSCRIPTIONS, "auto"),
+    "stream": refused("Translations come in one piece.", "false", "False", "0"),
+    "known_speaker_names": refused(_SPEAKERS),
+    "known_speaker_references": refused(_SPEAKERS),
 }
 
 SPEECH: Parameters = {

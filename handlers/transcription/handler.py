@@ -1,6 +1,6 @@
 """Transcription: an audio file in, its text out, one file at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -15,7 +15,7 @@ from handlers.devices import is_out_of_memory, release_memory
 from handlers.errors import InvalidRequest
 from handlers.spec import ModelSpec
 from handlers.stats import ModelStats
-from handlers.transcription.types import Transcript, TranscriptionRequest
+from handlers.transcription.types import Segment, Transcript, TranscriptionRequest
 
 _MAX_PROMPT = 890  # characters: four of English to each of the 223 tokens
 
@@ -90,6 +90,11 @@ class WhisperHandler:
     def stats(self) -> ModelStats:
         return ModelStats(self._batcher.stats(), audio_seconds=self._audio_seconds)
 
+    async def open(self, request: TranscriptionRequest, caller: Caller) -> "_WholeFile":
+        if request.task == "translate":
+            raise InvalidRequest(f"`{self.spec.id}` cannot translate. Use another model.", "model", "invalid_value")
+        return _WholeFile(self, request, caller)
+
     async def transcribe(self, request: TranscriptionRequest, caller: Caller) -> Transcript:
         """Raises InvalidRequest (UnsupportedMedia, TooLarge) before the file waits for its turn, or QueueFull."""
         self._refuse_unknown_language(request.language)
@@ -131,6 +136,32 @@ class WhisperHandler:
         except InvalidRequest as refusal:
             return refusal
         return self._engine.transcribe(waveform, recording.request, recording.cancel)
+
+
+class _WholeFile:
+    """One segment, with the whole text."""
+
+    def __init__(self, handler: WhisperHandler, request: TranscriptionRequest, caller: Caller) -> None:
+        self._handler = handler
+        self._request = request
+        self._caller = caller
+        self._transcript = Transcript("", None, 0.0)
+
+    async def __aenter__(self) -> "_WholeFile":
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Cancelling the iteration has stopped the engine."""
+
+    async def __aiter__(self) -> AsyncIterator[Segment]:
+        whole = await self._handler.transcribe(self._request, self._caller)
+        segment = Segment(0, 0, 0.0, whole.duration, whole.text, (), 0.0, 0.0, 0.0, 0.0)
+        self._transcript = replace(whole, segments=(segment,) if whole.text else ())
+        if whole.text:
+            yield segment
+
+    def transcript(self) -> Transcript:
+        return self._transcript
 
 
 def _refuse_long_prompt(prompt: str | None) -> None:

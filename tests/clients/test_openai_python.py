@@ -244,6 +244,13 @@ def test_recorded_speech_is_transcribed(client: OpenAI, beckett: Path) -> None:
     assert transcription.usage.seconds == pytest.approx(10, abs=0.5)
 
 
+def test_recorded_speech_is_transcribed_as_a_stream(client: OpenAI, beckett: Path) -> None:
+    *deltas, done = client.audio.transcriptions.create(model="whisper-1", file=beckett, stream=True)
+    assert done.type == "transcript.text.done"
+    assert word_error_rate(BECKETT, done.text) <= 0.1
+    assert "".join(event.delta for event in deltas if event.type == "transcript.text.delta") == done.text
+
+
 @pytest.mark.parametrize(
     ("name", "container", "codec"),
     [

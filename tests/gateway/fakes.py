@@ -1,6 +1,7 @@
 """Models that are functions, and the app around them: the real routes and errors, no weights, no middleware."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -26,7 +27,7 @@ from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec, Task
 from handlers.speech.types import Speech, SpeechRequest
 from handlers.stats import ModelStats
-from handlers.transcription.types import Transcript, TranscriptionRequest
+from handlers.transcription.types import Segment, TokenLogprob, Transcript, TranscriptionRequest, Word
 from proxy.images import ImageFetcher
 from tests.batching.fakes import IDLE
 
@@ -82,6 +83,9 @@ class FakeHandler:
 
     async def _answer(self, request: Any, caller: Caller) -> None:
         self.calls.append((request, caller))
+        await self.answer()
+
+    async def answer(self) -> None:
         self.started.set()
         try:
             await self.gate.wait()
@@ -190,18 +194,96 @@ class FakeReranker(FakeHandler):
         return Relevance(lengths - 4, lengths / 10, tokens=int(lengths.sum()))
 
 
+def said(text: str, start: float = 0.0, end: float = 1.0, *, id: int = 0) -> Segment:
+    """Its words share its time; a token is a word with the space before it."""
+    tokens = re.findall(r"\s*\S+", text)
+    length = (end - start) / max(1, len(tokens))
+    return Segment(
+        id,
+        seek=int(start * 100),
+        start=start,
+        end=end,
+        text=text,
+        tokens=[50364 + i for i in range(len(tokens))],
+        temperature=0.0,
+        avg_logprob=-0.25,
+        compression_ratio=1.5,
+        no_speech_prob=0.0625,
+        words=[Word(word, start + i * length, start + (i + 1) * length, 0.5) for i, word in enumerate(tokens)],
+        logprobs=[TokenLogprob(token, token.encode(), 0.0 - 0.5 * i) for i, token in enumerate(tokens)],
+    )
+
+
+KENNEDY = (
+    said(" And so, my fellow Americans,", 0.0, 3.3),
+    said(" ask not what your country can do for you.", 3.3, 11.00004, id=1),
+)
+
+
+class FakeTranscript:
+    """Yields `segments`; before the `wait_at`-th it waits for the handler's gate and raises its error, if any."""
+
+    def __init__(self, handler: "FakeTranscription", request: TranscriptionRequest) -> None:
+        self._handler = handler
+        self._request = request
+        self._finished: list[Segment] = []
+
+    async def __aenter__(self) -> "FakeTranscript":
+        self._handler.open_transcripts += 1
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, exc: object, trace: TracebackType | None) -> None:
+        assert not self._request.file.closed, "it may be read until here"
+        self._handler.open_transcripts -= 1
+        self._handler.closed_transcripts += 1
+
+    async def __aiter__(self) -> AsyncIterator[Segment]:
+        handler = self._handler
+        for i in range(len(handler.segments) + 1):
+            if i == handler.wait_at:
+                await handler.answer()
+            for segment in handler.segments[i : i + 1]:
+                self._finished.append(segment)
+                yield segment
+
+    def transcript(self) -> Transcript:
+        text = "".join(segment.text for segment in self._finished).strip()
+        language = (self._request.language or "en") if text else None
+        return Transcript(text, language, 11.00004, tuple(self._finished), 550, 3, 19)
+
+
 class FakeTranscription(FakeHandler):
-    """files: what was in each upload."""
+    """files: what was in each upload. refusal: what `open` raises, as a full queue would."""
 
-    def __init__(self, text: str = "And so, my fellow Americans.", *, error: Exception | None = None) -> None:
-        super().__init__(ModelSpec("tiny-whisper", Task.TRANSCRIPTION, "dir:/asr"), error=error)
-        self.text = text
+    def __init__(
+        self,
+        *segments: Segment,
+        silent: bool = False,
+        wait_at: int = 0,
+        error: Exception | None = None,
+        refusal: Exception | None = None,
+        translates: bool = True,
+    ) -> None:
+        spec = ModelSpec(
+            "tiny-whisper", Task.TRANSCRIPTION, "dir:/asr", aliases=("whisper-1", "gpt-4o-transcribe", "gpt-transcribe")
+        )
+        super().__init__(spec, error=error)
+        self.segments = () if silent else segments or KENNEDY
+        self.wait_at = wait_at
+        self.refusal = refusal
+        self.translates = translates
         self.files: list[bytes] = []
+        self.open_transcripts = 0
+        self.closed_transcripts = 0
 
-    async def transcribe(self, request: TranscriptionRequest, caller: Caller) -> Transcript:
+    async def open(self, request: TranscriptionRequest, caller: Caller) -> FakeTranscript:
+        self.calls.append((request, caller))
+        if self.refusal is not None:
+            raise self.refusal
+        if request.task == "translate" and not self.translates:
+            raise InvalidRequest("This model cannot translate.", "model", "unsupported_value")
         self.files.append(request.file.read())
-        await self._answer(request, caller)
-        return Transcript(self.text, "en", 11.00004)
+        return FakeTranscript(self, request)
 
 
 class FakeSpeech(FakeHandler):

@@ -106,14 +106,15 @@ async def test_what_is_not_served_here_goes_to_the_upstream_unjudged() -> None:
             await until_ready(client)
             local = await client.post("/v1/chat/completions", json=HELLO)
             chat = await client.post("/v1/chat/completions", json=ELSEWHERE)
-            audio = await client.post(
-                "/v1/audio/transcriptions", data={"model": "gpt-9"}, files={"file": ("a.wav", b"RIFF")}
-            )
+            audio = [
+                await client.post(f"/v1/audio/{path}", data={"model": "gpt-9"}, files={"file": ("a.wav", b"RIFF")})
+                for path in ("transcriptions", "translations")
+            ]
             ranked = [await client.post(path, json={"model": "rr"}) for path in ("/v1/rerank", "/v2/rerank", "/rerank")]
             model = await client.get("/v1/models/gpt-9")
             other = await client.post("/v1/images/generations", json={"model": "gpt-4o-mini"})
     assert "x-served-by" not in local.headers
-    for reply in (chat, audio, *ranked, model, other):
+    for reply in (chat, *audio, *ranked, model, other):
         assert (reply.content, reply.headers["x-served-by"]) == (SERVED_ELSEWHERE, "upstream")
 
 

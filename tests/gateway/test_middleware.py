@@ -289,10 +289,11 @@ async def test_without_keys_rate_or_origins_those_layers_are_not_there() -> None
     assert names == ["RequestId", "AccessLog", "ErrorBoundary", "BodyLimit", "Deadline"]
 
 
-async def test_uploads_of_audio_may_be_larger_than_other_bodies() -> None:
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])
+async def test_uploads_of_audio_may_be_larger_than_other_bodies(path: str) -> None:
     app = gateway(max_body_bytes=10, max_audio_bytes=20)
     upload = [("content-length", str(20 + 1024 * 1024))]
-    assert (await RawClient("/v1/audio/transcriptions", headers=upload).call(app)).status == 404
+    assert (await RawClient(path, headers=upload).call(app)).status == 404
     assert (await RawClient("/v1/hello", headers=[("content-length", "11")]).call(app)).status == 413
 
 

@@ -159,15 +159,28 @@ def test_speech(client: TestClient, body: object) -> None:
     check(client.post("/v1/audio/speech", json=body))
 
 
+FIELD = st.builds(
+    "{}{}".format,
+    st.sampled_from(list(parameters.TRANSCRIPTION)) | TEXT,
+    st.sampled_from(["", "", "[]", "[type]", "[threshold]", "["]),
+)
+VALUE = (
+    st.sampled_from(["true", "verbose_json", "vtt", "word", "logprobs", "auto", "server_vad", "en", "0.5"])
+    | TEXT
+    | JSON.map(lambda value: orjson.dumps(value).decode())
+)
+
+
 @fuzzed
 @given(
-    fields=st.dictionaries(st.sampled_from(list(parameters.TRANSCRIPTION)) | TEXT, TEXT, max_size=4),
-    model=st.sampled_from(["tiny-whisper", "gpt-4o", ""]),
+    fields=st.dictionaries(FIELD, st.lists(VALUE, min_size=1, max_size=2), max_size=4),
+    model=st.sampled_from(["tiny-whisper", "tiny-whisper", "tiny-whisper", "gpt-4o", ""]),
     audio=st.binary(max_size=8),
+    path=st.sampled_from(["transcriptions", "translations"]),
 )
-def test_transcriptions(client: TestClient, fields: dict[str, str], model: str, audio: bytes) -> None:
+def test_transcriptions(client: TestClient, fields: dict[str, list[str]], model: str, audio: bytes, path: str) -> None:
     form = {"model": model, **fields}
-    check(client.post("/v1/audio/transcriptions", data=form, files={"file": ("a.wav", audio)}))
+    check(client.post(f"/v1/audio/{path}", data=form, files={"file": ("a.wav", audio)}))
 
 
 FORM_PIECES = (
