@@ -29,7 +29,7 @@ _Entry = tuple[str | None, str]
 
 
 def read_form(form: Iterable[tuple[str, str]], table: Parameters) -> dict[str, Any]:
-    """One value a plain name: a text, a list of texts, or a dict of texts.
+    """One value a plain name: a text, a list of texts, a dict of texts, or None.
 
     form: the text fields in order. An empty one is how a form says null. table: the names that are known; all of them
     are read once only, apart from LISTS and OBJECTS. Of an unknown name, any value will do.
@@ -65,14 +65,15 @@ def _single(name: str, sent: Sequence[_Entry]) -> str:
     return value
 
 
-def _list(name: str, sent: Sequence[_Entry]) -> list[str]:
+def _list(name: str, sent: Sequence[_Entry]) -> list[str] | None:
+    """None for an empty one."""
     for key, _ in sent:
         if key:
             message = f"'{name}' is a list, but came as '{name}[{key[:64]}]'. Send each entry as '{name}[]'."
             raise InvalidRequest(message, name, "invalid_type")
     [(key, value), *more] = sent
     if key is None and not more and isinstance(parsed := _json(value, "["), list):
-        return [_text(item, f"{name}[{i}]") for i, item in enumerate(parsed)]
+        return [_text(item, f"{name}[{i}]") for i, item in enumerate(parsed)] or None
     return [value for _, value in sent]
 
 

@@ -196,6 +196,11 @@ def test_auto_is_how_the_audio_is_cut_anyway(value: str) -> None:
     assert parse(("chunking_strategy", value)) == parse()
 
 
+@pytest.mark.parametrize("name", ["timestamp_granularities", "keywords", "known_speaker_names"])
+def test_an_empty_list_is_absent(name: str) -> None:
+    assert parse((name, "[]")) == parse()
+
+
 def test_a_keyword_may_have_brackets() -> None:
     assert request_for(("keywords", "[laughs]")).keywords == ("[laughs]",)
     assert request_for(("keywords[]", '["Ada"]')).keywords == ('["Ada"]',)
