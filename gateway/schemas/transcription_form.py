@@ -29,7 +29,7 @@ _Entry = tuple[str | None, str]
 
 
 def read_form(form: Iterable[tuple[str, str]], table: Parameters) -> dict[str, Any]:
-    """One value a plain name: a text, a list of texts, a dict of texts, or None.
+    """One value a plain name: a text, a list of texts, a dict (of texts, unless it came as JSON), or None.
 
     form: the text fields in order. An empty one is how a form says null. table: the names that are known; all of them
     are read once only, apart from LISTS and OBJECTS. Of an unknown name, any value will do.
@@ -77,7 +77,7 @@ def _list(name: str, sent: Sequence[_Entry]) -> list[str] | None:
     return [value for _, value in sent]
 
 
-def _object(name: str, sent: Sequence[_Entry]) -> str | dict[str, str | None]:
+def _object(name: str, sent: Sequence[_Entry]) -> str | dict[str, Any]:
     """A text stays one, unless it is a JSON object."""
     if len(sent) == 1 and sent[0][0] is None:
         value = sent[0][1]
@@ -113,6 +113,6 @@ def _text(item: object, param: str) -> str:
     raise InvalidRequest(f"Invalid type for '{param}': expected a string.", param, "invalid_type")
 
 
-def _as_text(item: object) -> str | None:
-    """As a form would have it: a number in JSON is one in a form, too."""
-    return item if item is None or isinstance(item, str) else orjson.dumps(item).decode()
+def _as_text(item: object) -> object:
+    """A number or a boolean as a form would have it, so that `true` is no number here either."""
+    return orjson.dumps(item).decode() if isinstance(item, bool | int | float) else item

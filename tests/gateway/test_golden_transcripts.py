@@ -1,5 +1,5 @@
-"""Transcripts byte for byte as in golden_transcripts/, from a real server, and what others make of each: webvtt-py of
-the subtitles, OpenAI's SDK of the streams.
+"""Transcripts byte for byte as in golden_transcripts/, and what others make of each: webvtt-py of the subtitles,
+OpenAI's SDK of the streams.
 
 Whoever changes one on purpose writes the new bytes into its file, and reads the difference.
 """
@@ -16,10 +16,10 @@ import pytest
 import webvtt
 from openai import OpenAI
 from openai.types.audio import TranscriptionStreamEvent
+from starlette.testclient import TestClient
 
 from batching.errors import EngineFailed
-from tests.clients.live import fake_server
-from tests.gateway.fakes import FakeTranscription, said
+from tests.gateway.fakes import FakeTranscription, app, said
 
 GOLDEN = Path(__file__).parent / "golden_transcripts"
 AUDIO = ("a.wav", b"RIFF")
@@ -56,9 +56,9 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_a_transcript_is_the_golden_one(name: str) -> None:
     golden = FILES[name]
-    with fake_server([golden.handler()]) as url:
+    with TestClient(app(golden.handler())) as client:
         form = {"model": "tiny-whisper", **golden.fields}
-        response = httpx2.post(f"{url}/audio/transcriptions", data=form, files={"file": AUDIO})
+        response = client.post("/v1/audio/transcriptions", data=form, files={"file": AUDIO})
     assert response.content == (GOLDEN / name).read_bytes()
 
 

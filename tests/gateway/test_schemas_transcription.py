@@ -21,6 +21,7 @@ from handlers.transcription.types import TranscriptionRequest, VoiceActivity
 Form = Sequence[tuple[str, str]]
 
 FILE = BytesIO()
+DEEP = "[" * 500 + "]" * 500  # orjson reads what it would not write
 
 
 def parse(*fields: tuple[str, str], screen: Screen | None = None) -> TranscriptionParams:
@@ -123,6 +124,12 @@ def test_of_an_unknown_field_any_number_is_ignored_and_reported() -> None:
     assert screen.headers() == {"x-ignored-params": "colour,d[e][f]"}
 
 
+def test_an_unknown_setting_may_be_nested_deeply() -> None:
+    screen = Screen()
+    parse(("chunking_strategy", f'{{"type": "server_vad", "colour": {DEEP}}}'), screen=screen)
+    assert screen.headers() == {"x-ignored-params": "chunking_strategy.colour"}
+
+
 def test_an_unknown_setting_of_an_object_is_ignored_and_reported_or_refused() -> None:
     form = [("chunking_strategy[type]", "server_vad"), ("chunking_strategy[colour]", "red")]
     screen = Screen()
@@ -157,6 +164,8 @@ def test_an_unknown_setting_of_an_object_is_ignored_and_reported_or_refused() ->
         ("chunking_strategy", '{"type": "server_vad", "threshold": 2}', "chunking_strategy.threshold"),
         ("chunking_strategy", '{"type": "server_vad", "threshold": true}', "chunking_strategy.threshold"),
         ("chunking_strategy", '{"type": "server_vad", "prefix_padding_ms": -1}', "chunking_strategy.prefix_padding_ms"),
+        ("chunking_strategy", f'{{"type": "server_vad", "threshold": {DEEP}}}', "chunking_strategy.threshold"),
+        ("keywords", DEEP, "keywords[0]"),
         ("known_speaker_names[]", "Ada", "known_speaker_names"),
         ("known_speaker_references[]", "data:,", "known_speaker_references"),
         ("file", "RIFF", "file"),
