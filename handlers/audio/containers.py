@@ -1,33 +1,32 @@
 """Which audio files are taken, told by their first bytes and never by their name."""
 
-from typing import BinaryIO
+from typing import BinaryIO, Literal, TypeAlias
 
 from handlers.errors import InvalidRequest, UnsupportedMedia
 
 FORMATS = ("flac", "m4a", "mp3", "mp4", "mpeg", "mpga", "oga", "ogg", "wav", "webm")
 """What a caller may send, in OpenAI's words; raw AAC (ADTS) is taken too."""
 
-CODECS = (
-    *("pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_s16be", "pcm_s24be", "pcm_f32le", "pcm_f64le"),
-    *("pcm_alaw", "pcm_mulaw", "mp3float", "mp2", "flac", "alac", "vorbis", "opus", "aac"),
-)
-"""FFmpeg's decoders that may run; a container could name any of its hundreds."""
+Container: TypeAlias = Literal["wav", "flac", "ogg", "mp3", "aac", "mp4", "matroska"]
+
+# A page of Ogg: 27 bytes, up to 255 of lengths, then the first packet, whose own first bytes name the codec.
+_OGG_HEAD = 27
+_HEAD_BYTES = _OGG_HEAD + 255 + 8
 
 
-def sniff(file: BinaryIO) -> str:
-    """FFmpeg's name of the demuxer for this file. Raises UnsupportedMedia, or InvalidRequest for an empty file.
+def sniff(file: BinaryIO) -> Container:
+    """Raises UnsupportedMedia, or InvalidRequest for an empty file.
 
-    Playlists, subtitles, images and whatever else FFmpeg would open on its own have no entry here.
+    Playlists, subtitles, images and whatever else a library would open on its own have no entry here.
     """
     file.seek(0)
-    head = file.read(12)
-    file.seek(0)
+    head = file.read(_HEAD_BYTES)
     if not head:
         raise InvalidRequest("The file is empty.", "file")
-    demuxer = _by_signature(head) or _by_frame_sync(head)
-    if demuxer is None:
+    container = _by_signature(head) or _by_frame_sync(head)
+    if container is None:
         raise UnsupportedMedia(f"The file is not audio of a kind that is taken here. Send one of: {_LIST}.", "file")
-    return demuxer
+    return container
 
 
 def unsupported_codec() -> UnsupportedMedia:
@@ -36,16 +35,21 @@ def unsupported_codec() -> UnsupportedMedia:
     )
 
 
+def undecodable() -> InvalidRequest:
+    return InvalidRequest("The file cannot be decoded: it is empty or damaged, or its content is not audio.", "file")
+
+
 _LIST = ", ".join(FORMATS)
 
 
-def _by_signature(head: bytes) -> str | None:
+def _by_signature(head: bytes) -> Container | None:
     match head[:4], head[8:12]:
         case b"RIFF" | b"RF64", b"WAVE":
             return "wav"
         case b"fLaC", _:
             return "flac"
         case b"OggS", _:
+            _check_ogg_codec(head)
             return "ogg"
         case b"\x1aE\xdf\xa3", _:  # EBML
             return "matroska"
@@ -56,7 +60,14 @@ def _by_signature(head: bytes) -> str | None:
     return None
 
 
-def _by_frame_sync(head: bytes) -> str | None:
+def _check_ogg_codec(page: bytes) -> None:
+    """Ogg carries video and whole slide shows, too; one that begins with audio is meant."""
+    packet = page[_OGG_HEAD + page[_OGG_HEAD - 1] :] if len(page) >= _OGG_HEAD else b""
+    if not packet.startswith((b"\x01vorbis", b"OpusHead", b"\x7fFLAC")):
+        raise unsupported_codec()
+
+
+def _by_frame_sync(head: bytes) -> Container | None:
     """MPEG audio without a tag starts with eleven set bits; the layer follows, zero in ADTS."""
     if len(head) < 2 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
