@@ -25,6 +25,7 @@ from proxy.errors import UnsafePath, UpstreamError, UpstreamTimeout
 logger = logging.getLogger("gateway.errors")
 
 _SHUTDOWN_RETRY_AFTER = 5.0  # seconds; about what a replacement process needs to start listening
+_STORAGE_RETRY_AFTER = 30.0  # seconds; uploads are deleted when their requests end
 _MAX_RETRY_AFTER = 120.0  # the OpenAI SDK does not retry at all when it is told to wait longer
 _MAX_QUOTED = 200  # characters of a caller's own text in a message
 
@@ -47,6 +48,10 @@ class BodyTimeout(Exception):
 
 class UnsupportedContentType(Exception):
     """The body is of a kind, or in an encoding, that this URL does not take. The text goes to the caller."""
+
+
+class StorageFull(Exception):
+    """There is no room on disk for an upload."""
 
 
 class RateLimited(Exception):
@@ -154,6 +159,11 @@ def _shutting_down(exc: ShuttingDown) -> ApiError:
     return _unavailable(message, "shutting_down", _SHUTDOWN_RETRY_AFTER, connection="close")
 
 
+def _storage_full(exc: StorageFull) -> ApiError:
+    message = "The server has no room on disk for the upload; its operator has to make some."
+    return _unavailable(message, "storage_full", _STORAGE_RETRY_AFTER)
+
+
 def _unavailable(message: str, code: str, retry_after: float, **headers: str) -> ApiError:
     seconds = _whole_seconds(min(retry_after, _MAX_RETRY_AFTER))
     headers["retry-after"] = seconds
@@ -251,6 +261,7 @@ _TABLE: Mapping[type, Callable[[Any], ApiError]] = {
     BodyTooLarge: _body_too_large,
     BodyTimeout: _body_timeout,
     UnsupportedContentType: _unsupported_content_type,
+    StorageFull: _storage_full,
     RateLimited: _rate_limited,
     UnknownUrl: _unknown_url,
     MethodNotAllowed: _method_not_allowed,

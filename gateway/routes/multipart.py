@@ -1,5 +1,6 @@
 """Reading a multipart form: files on disk, text fields in memory, both bounded, nothing left behind."""
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,19 +9,26 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
-from gateway.errors import UnsupportedContentType
+from gateway.errors import StorageFull, UnsupportedContentType
 from gateway.state import State
 from handlers.errors import InvalidRequest
 
 MAX_FIELDS = 128
 MAX_FIELD_BYTES = 64 * 1024
 
+# The disk, the user's share of it, and the largest file that the process may write.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @asynccontextmanager
 async def multipart(request: Request[State]) -> AsyncIterator[FormData]:
-    """The form of `request`, with one file at most; its temporary file has no name on disk and is gone afterwards.
+    """The form of `request`, with one file at most.
 
-    Raises UnsupportedContentType for any other kind of body, and InvalidRequest for a form that cannot be read.
+    What does not fit into a megabyte of memory is written in a thread, to a temporary file without a name: it is gone
+    when it is closed, and when the process is killed. The client's name for it is never part of a path.
+
+    Raises UnsupportedContentType for any other kind of body, InvalidRequest for a form that cannot be read, and
+    StorageFull where there is no room for the file.
     """
     _check_content_type(request.headers.get("content-type", ""))
     form = await _read_form(request)
@@ -71,3 +79,7 @@ async def _read_form(request: Request[State]) -> FormData:
             f"filename, and at most {MAX_FIELDS} text fields of {MAX_FIELD_BYTES // 1024} KiB each."
         )
         raise InvalidRequest(message) from None
+    except OSError as exc:
+        if exc.errno not in _NO_SPACE:
+            raise
+        raise StorageFull from exc

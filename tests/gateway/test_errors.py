@@ -19,6 +19,7 @@ from gateway.errors import (
     BodyTooLarge,
     ClientDisconnected,
     RateLimited,
+    StorageFull,
     Unauthorized,
     UnsupportedContentType,
     error_event,
@@ -52,6 +53,7 @@ TABLE = [
     (Unauthorized("no"), 401, "invalid_request_error", "invalid_api_key", {"www-authenticate": "Bearer"}),
     (BodyTooLarge(10), 413, "invalid_request_error", "request_too_large", {}),
     (BodyTimeout(), 408, "timeout", "request_timeout", {}),
+    (StorageFull(), 503, "service_unavailable_error", "storage_full", {"retry-after": "30"}),
     (UnsupportedContentType("no"), 415, "invalid_request_error", "unsupported_content_type", {}),
     (
         RateLimited("1 requests per hour", 3599.2),
