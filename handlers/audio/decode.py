@@ -22,7 +22,7 @@ from handlers.errors import InvalidRequest, TooLarge
 
 SAMPLE_RATE = 16_000
 
-_READERS: Mapping[Container, Callable[[BinaryIO], AbstractContextManager[Reader]]] = MappingProxyType(
+_READERS: Mapping[Container, Callable[[BinaryIO, float], AbstractContextManager[Reader]]] = MappingProxyType(
     {
         "wav": wav.opened,
         "flac": partial(ffmpeg.opened, demuxer="flac"),
@@ -43,7 +43,7 @@ def read_blocks(file: BinaryIO, *, max_seconds: float) -> Iterator[Waveform]:
     `file`. Closing the iterator closes what was opened, but not `file`.
     """
     empty = True
-    with _opened(file) as reader:
+    with _opened(file, max_seconds) as reader:
         blocks = _bounded(reader.blocks(max_seconds), max_seconds)
         for sample_rate, run in groupby(blocks, key=lambda block: block.sample_rate):
             for waveform in _resampled(map(_mixed, run), sample_rate):
@@ -63,11 +63,12 @@ def decode(file: BinaryIO, *, max_seconds: float) -> Waveform:
 
 
 def measure_seconds(file: BinaryIO, *, max_seconds: float) -> float:
-    """A length that the audio does not exceed when it is decoded, found without decoding it.
+    """The length that the audio has when it is decoded, found without decoding it and without believing a header.
 
-    Takes less than 0.5 ms for a second of audio. Raises as `read_blocks` does.
+    Where damage has merged packets there may be more, which only `max_seconds` bounds. Takes less than 0.5 ms for a
+    second of audio. Raises as `read_blocks` does.
     """
-    with _opened(file) as reader:
+    with _opened(file, max_seconds) as reader:
         seconds = reader.seconds(max_seconds)
     if seconds > max_seconds:
         raise _too_long(max_seconds)
@@ -75,10 +76,10 @@ def measure_seconds(file: BinaryIO, *, max_seconds: float) -> float:
 
 
 @contextmanager
-def _opened(file: BinaryIO) -> Iterator[Reader]:
+def _opened(file: BinaryIO, max_seconds: float) -> Iterator[Reader]:
     if file.closed:
         raise InvalidRequest("The file was closed before it was read.", "file")
-    with _READERS[sniff(file)](file) as reader:
+    with _READERS[sniff(file)](file, max_seconds) as reader:
         yield reader
 
 

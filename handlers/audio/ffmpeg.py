@@ -18,7 +18,7 @@ soundfile seeks after every block, which libsndfile does not do exactly in MP3 a
 stderr for each damaged frame.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, groupby
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handlers.audio.containers import undecodable, unsupported_codec
+from handlers.audio.mp4 import check_tables
 from handlers.audio.reader import BLOCK_FRAMES, Block, check_shape
 from handlers.errors import InvalidRequest
 
@@ -46,14 +47,17 @@ class _Track(NamedTuple):
     stream: av.AudioStream
 
     def seconds(self, max_seconds: float) -> float:
-        """Added up from the packets, because headers may be absent or lie."""
-        ticks = 0
-        tick = self.stream.time_base or 0
+        """Added up from the packets, because headers may be absent or lie. One without a length is decoded for it."""
+        total = 0.0
+        tick = float(self.stream.time_base or 0)
         for packet in self._packets(max_seconds):
-            ticks += packet.duration or 0
-            if ticks * tick > max_seconds:
+            if packet.duration:
+                total += packet.duration * tick
+            elif packet.size:
+                total += sum(frame.samples / frame.sample_rate for frame in self._decoded(packet) if frame.sample_rate)
+            if total > max_seconds:
                 break
-        return float(ticks * tick)
+        return total
 
     def blocks(self, max_seconds: float) -> Iterator[Block]:
         for shape, run in groupby(self._frames(max_seconds), key=_Shape.of):
@@ -78,10 +82,13 @@ class _Track(NamedTuple):
 
     def _frames(self, max_seconds: float) -> Iterator[av.AudioFrame]:
         for packet in self._packets(max_seconds):
-            try:
-                yield from self.stream.codec_context.decode(packet)
-            except av.FFmpegError:
-                continue
+            yield from self._decoded(packet)
+
+    def _decoded(self, packet: "av.Packet[Any]") -> Sequence[av.AudioFrame]:
+        try:
+            return self.stream.codec_context.decode(packet)
+        except av.FFmpegError:
+            return ()
 
 
 class _Shape(NamedTuple):
@@ -98,10 +105,12 @@ class _Shape(NamedTuple):
 
 
 @contextmanager
-def opened(file: BinaryIO, demuxer: str) -> Iterator[_Track]:
+def opened(file: BinaryIO, max_seconds: float, demuxer: str) -> Iterator[_Track]:
     """The first audio track. Raises InvalidRequest, or UnsupportedMedia for another codec."""
-    file.seek(0)
     try:
+        if demuxer == "mp4":
+            check_tables(file, _PACKETS_PER_SECOND * (max_seconds + 1))
+        file.seek(0)
         # FFmpeg opens every track's codec to look at it; the list keeps it from the ones that are not wanted.
         options = {"codec_whitelist": ",".join(_CODECS)}
         with av.open(file, "r", format=demuxer, options=options, metadata_errors="ignore") as container:

@@ -27,7 +27,10 @@ class Reader(Protocol):
     """An open file, read once. max_seconds: of audio, beyond which a caller reads no further."""
 
     def seconds(self, max_seconds: float) -> float:
-        """The length, found without decoding: `blocks` gives no more. May end above `max_seconds`."""
+        """The length, found without decoding; it stops counting above `max_seconds`.
+
+        `blocks` gives no more, save where damage has merged packets of a compressed file.
+        """
 
     def blocks(self, max_seconds: float) -> Iterator[Block]:
         """Damaged stretches are skipped. Raises InvalidRequest."""

@@ -96,7 +96,7 @@ class _Window:
 
 
 @contextmanager
-def opened(file: BinaryIO) -> Iterator[_Wav]:
+def opened(file: BinaryIO, max_seconds: float) -> Iterator[_Wav]:
     """Raises InvalidRequest, or UnsupportedMedia for another codec."""
     size = file.seek(0, 2)
     tag, sample_rate, channels, width = None, 0, 0, 0

@@ -1,5 +1,6 @@
 """Small audio files of every kind that is taken, made in memory."""
 
+import random
 from collections.abc import Mapping
 from io import BytesIO
 from types import MappingProxyType
@@ -52,6 +53,28 @@ def sound_file(samples: object, rate: int = RATE, format: str = "WAV", subtype: 
     soundfile.write(file, samples, rate, format=format, subtype=subtype)
     file.seek(0)
     return file
+
+
+def damaged(data: bytes, seed: int) -> bytes:
+    """`data` cut short, with flipped bits, with a beginning that lies, or with a stretch lost or repeated."""
+    rng = random.Random(seed)
+    broken = bytearray(data)
+    match seed % 5:
+        case 0:
+            del broken[len(broken) * rng.choice([1, 10, 50, 99]) // 100 :]
+        case 1:
+            for _ in range(max(1, len(broken) // 100)):
+                broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
+        case 2:
+            for _ in range(rng.randrange(1, 12)):
+                broken[rng.randrange(min(len(broken), 600))] = rng.randrange(256)
+        case 3:
+            at, length = rng.randrange(len(broken)), rng.randrange(1, 400)
+            broken[at : at + rng.choice([0, length])] = rng.choice([b"", broken[:length]])
+        case _:
+            at = rng.randrange(min(len(broken), 2_000))
+            broken[at : at + 4] = rng.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\x80\0\0\0"])
+    return bytes(broken)
 
 
 def likeness(one: Waveform, other: Waveform) -> float:
