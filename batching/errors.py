@@ -5,7 +5,9 @@ BatchingError
 ├── ShuttingDown       refused at the door: the process is draining
 ├── DeadlineExceeded   the caller's time ran out, queued or running
 ├── OutOfMemory        this job alone does not fit into the device's memory
-└── EngineFailed       the model raised; the cause is `__cause__` and belongs in the log only
+├── EngineFailed       the model raised; the cause is `__cause__` and belongs in the log only
+│   └── ProcessDied    the model's process died with the job, which may be tried again
+└── ProcessBroken      the model's process died too often and is not started any more
 """
 
 
@@ -37,3 +39,11 @@ class OutOfMemory(BatchingError):
 
 class EngineFailed(BatchingError):
     """The model raised while running this job alone."""
+
+
+class ProcessDied(EngineFailed):
+    """The process that ran this job alone died, or was killed with it. Another one takes the next job."""
+
+
+class ProcessBroken(BatchingError):
+    """The process died so often in a row that it is not started again."""

@@ -5,15 +5,12 @@ import contextvars
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from typing import Any, TypeVar, TypeVarTuple, Unpack
+
+from batching.context import current_requests
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
-
-current_requests: ContextVar[tuple[str, ...]] = ContextVar("current_requests", default=())
-"""Ids of the requests that the running batch serves; read by the log filter in the worker thread."""
-
 
 _IDLE_SECONDS = 0.1
 

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ExceptionHandler
 
-from batching.errors import DeadlineExceeded, EngineFailed, OutOfMemory, QueueFull, ShuttingDown
+from batching.errors import DeadlineExceeded, EngineFailed, OutOfMemory, ProcessBroken, QueueFull, ShuttingDown
 from gateway.telemetry.context import request_id_var
 from handlers.errors import InvalidRequest, ModelLoading, ModelNotFound, TooLarge, UnsupportedMedia
 from proxy.errors import UnsafePath, UpstreamError, UpstreamTimeout
@@ -164,6 +164,10 @@ def _storage_full(exc: StorageFull) -> ApiError:
     return _unavailable(message, "storage_full", _STORAGE_RETRY_AFTER)
 
 
+def _process_broken(exc: ProcessBroken) -> ApiError:
+    return _unavailable("The model's process keeps failing.", "model_unavailable", _MAX_RETRY_AFTER)
+
+
 def _unavailable(message: str, code: str, retry_after: float, **headers: str) -> ApiError:
     seconds = _whole_seconds(min(retry_after, _MAX_RETRY_AFTER))
     headers["retry-after"] = seconds
@@ -254,6 +258,7 @@ _TABLE: Mapping[type, Callable[[Any], ApiError]] = {
     ModelLoading: _model_loading,
     QueueFull: _queue_full,
     ShuttingDown: _shutting_down,
+    ProcessBroken: _process_broken,
     DeadlineExceeded: _deadline_exceeded,
     OutOfMemory: _out_of_memory,
     EngineFailed: lambda exc: _ENGINE_FAILED,

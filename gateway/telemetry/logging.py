@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from logging import LogRecord
 from typing import Literal, TextIO
 
-from batching.worker import current_requests
+from batching.context import current_requests
 from gateway.telemetry.background import BackgroundHandler
 from gateway.telemetry.context import request_id_var
 from gateway.telemetry.formats import JsonFormatter, Redactor, TextFormatter

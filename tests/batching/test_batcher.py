@@ -7,11 +7,12 @@ import anyio
 import pytest
 
 from batching.batcher import Batcher
+from batching.context import current_requests
 from batching.errors import DeadlineExceeded, QueueFull, ShuttingDown
 from batching.job import Caller, Job, Priority
 from batching.limits import Limits
 from batching.scheduler import Scheduler
-from batching.worker import Worker, current_requests
+from batching.worker import Worker
 from tests.batching.fakes import FakeModel, batcher_of, serving, submit
 from tests.clock import advance, settle, until
 

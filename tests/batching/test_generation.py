@@ -6,12 +6,13 @@ from unittest.mock import Mock
 import anyio
 import pytest
 
+from batching.context import current_requests
 from batching.errors import DeadlineExceeded, EngineFailed, QueueFull, ShuttingDown
 from batching.generation import ContinuousBatcher, Joining, StepOutput
 from batching.job import Caller, Job, Priority
 from batching.limits import Limits
 from batching.scheduler import Scheduler
-from batching.worker import Worker, current_requests
+from batching.worker import Worker
 from tests.batching.fakes import (
     FakeEngine,
     Latch,

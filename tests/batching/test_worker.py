@@ -9,7 +9,8 @@ from contextvars import ContextVar
 import anyio
 import pytest
 
-from batching.worker import Worker, current_requests
+from batching.context import current_requests
+from batching.worker import Worker
 from tests.batching.fakes import Latch
 from tests.clock import settle, until
 

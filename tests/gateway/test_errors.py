@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from batching.errors import DeadlineExceeded, EngineFailed, OutOfMemory, QueueFull, ShuttingDown
+from batching.errors import DeadlineExceeded, EngineFailed, OutOfMemory, ProcessBroken, QueueFull, ShuttingDown
 from gateway.errors import (
     ApiError,
     BodyTimeout,
@@ -39,6 +39,7 @@ TABLE = [
     (UnsupportedMedia("no", "file"), 415, "invalid_request_error", None, {}),
     (ModelNotFound("gpt-9"), 404, "invalid_request_error", "model_not_found", {}),
     (ModelLoading("smol", 2.5), 503, "service_unavailable_error", "model_loading", {"retry-after": "3"}),
+    (ProcessBroken(), 503, "service_unavailable_error", "model_unavailable", {"retry-after": "120"}),
     (QueueFull(8), 503, "service_unavailable_error", "server_is_overloaded", {"retry-after": "1"}),
     (
         ShuttingDown(),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batching.worker import current_requests
+from batching.context import current_requests
 from gateway.telemetry.background import BackgroundHandler
 from gateway.telemetry.context import request_id_var
 from gateway.telemetry.formats import JsonFormatter, Redactor, TextFormatter

@@ -1,0 +1,26 @@
+"""When a process that died is started again. Pure: nothing here waits or looks at a clock."""
+
+
+class Restarts:
+    """After a crash, `first` seconds of pause, doubled with each further one up to `longest`.
+
+    A `window` without a crash makes the next one the first again. `most` crashes within one window are a crash loop.
+    All times in seconds.
+    """
+
+    def __init__(self, *, first: float = 0.1, longest: float = 10.0, most: int = 5, window: float = 60.0) -> None:
+        self.first = first
+        self.longest = longest
+        self.most = most
+        self.window = window
+        self._crashes: list[float] = []
+        self._in_a_row = 0
+
+    def crashed(self, now: float) -> float | None:
+        """The seconds to wait before the next start, or None to give up."""
+        self._crashes = [time for time in self._crashes if now - time <= self.window]
+        self._in_a_row = self._in_a_row + 1 if self._crashes else 1
+        self._crashes.append(now)
+        if len(self._crashes) >= self.most:
+            return None
+        return float(min(self.longest, self.first * 2 ** (self._in_a_row - 1)))

@@ -1,0 +1,25 @@
+"""When a process that died is started again."""
+
+import pytest
+
+from batching.restarts import Restarts
+
+
+def test_the_pause_doubles_with_each_crash_up_to_the_longest() -> None:
+    restarts = Restarts(most=100)
+    assert [restarts.crashed(30.0 * n) for n in range(9)] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10])
+
+
+def test_a_quiet_minute_makes_the_next_crash_the_first_again() -> None:
+    restarts = Restarts()
+    assert [restarts.crashed(now) for now in (0.0, 1.0, 61.5, 62.0)] == pytest.approx([0.1, 0.2, 0.1, 0.2])
+
+
+def test_five_crashes_within_a_minute_are_the_end() -> None:
+    restarts = Restarts()
+    assert [restarts.crashed(now) for now in (0.0, 15.0, 30.0, 45.0, 60.0)][3:] == [pytest.approx(0.8), None]
+
+
+def test_four_crashes_a_minute_go_on_for_ever() -> None:
+    restarts = Restarts()
+    assert None not in [restarts.crashed(15.1 * n) for n in range(100)]
