@@ -306,8 +306,9 @@ def _timed(
     times: Sequence[float],
     probabilities: Sequence[float],
     seconds: float,
-) -> list[Word]:
-    words, earliest = [], 0.0
+) -> Sequence[Word]:
+    words: list[Word] = []
+    earliest = 0.0
     for text, _, places in zip(*parts, strict=True):
         start = min(max(earliest, times[places[0]]), seconds)
         earliest = min(max(start, times[places[-1] + 1]), seconds)
