@@ -13,6 +13,8 @@ from handlers.transcription.engine import SAMPLE_RATE, EngineFacts, Heard, Windo
 from handlers.transcription.fallback import Attempt
 from handlers.transcription.types import Segment, TokenLogprob, Word
 
+_WINDOW_SECONDS = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class _Letter:
@@ -43,6 +45,7 @@ class CTCOnTorch:
             word_timestamps=True,
             logprobs=True,
             max_prompt_tokens=0,
+            window_seconds=_WINDOW_SECONDS,
             **placement(model),
         )
 

@@ -56,7 +56,7 @@ def _load_ctc(spec: ModelSpec, folder: Path) -> Engine:
     try:
         device = pick_device(spec.device)
         dtype = pick_dtype(device, spec.dtype)
-        extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+        extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
         tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(folder)
         model: Any = AutoModelForCTC.from_pretrained(folder, dtype=dtype, use_safetensors=True, device_map={"": device})
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from handlers.transcription.transformers import load
 
 EVERYTHING = Options(word_timestamps=True, logprobs=True)
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFG"]
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": len(LETTERS),
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -43,7 +44,7 @@ def save(folder: Path, *, masked: bool) -> Path:
     """masked: as the large models, which know what is padding; the others do not."""
     (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(LETTERS)}))
     Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)  # type: ignore[no-untyped-call]
-    Wav2Vec2FeatureExtractor(return_attention_mask=masked).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=masked).save_pretrained(folder)  # type: ignore[no-untyped-call]
     torch.manual_seed(0)
     model: HubertForCTC | Wav2Vec2ForCTC
     if masked:
@@ -137,7 +138,7 @@ def test_the_text_is_that_of_transformers_own_tokenizer(engine: Engine, folder: 
 
 def test_only_what_is_asked_for_is_there(engine: Engine) -> None:
     (segment,) = heard(engine, sound(3.0, 0, Options()))[0].segments
-    assert segment.words == segment.logprobs == ()
+    assert (segment.words, segment.logprobs) == ((), ())
 
 
 def test_it_takes_no_prompt_and_tells_no_language(engine: Engine) -> None:

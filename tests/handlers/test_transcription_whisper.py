@@ -120,7 +120,7 @@ def test_logprobs_are_those_of_the_text(engine: Engine) -> None:
 def test_only_what_is_asked_for_is_there(engine: Engine) -> None:
     (one,) = heard(engine, sound(3.0, 1, Options(language="en", temperature=0.2)))
     assert one.segments
-    assert all(segment.words == segment.logprobs == () for segment in one.segments)
+    assert all((segment.words, segment.logprobs) == ((), ()) for segment in one.segments)
 
 
 def test_the_language_is_detected_among_those_that_are_possible(engine: Engine) -> None:
@@ -150,7 +150,7 @@ def test_greedy_tokens_are_those_of_transformers_own_generation(engine: Engine, 
         task="translate",
         return_timestamps=True,
         force_unique_generate_call=True,
-        max_new_tokens=32,
+        max_new_tokens=24,
     )
     tokens = theirs[0].tolist()[3:]
     # Almost no temperature: at 0 the engine goes on to warmer ones, as the text is improbable.
@@ -164,7 +164,7 @@ def test_greedy_tokens_are_those_of_transformers_own_generation(engine: Engine, 
 
 def test_what_it_can_do_is_told(engine: Engine, tmp_path: Path) -> None:
     facts = engine.facts
-    assert (facts.languages, facts.translates, facts.max_prompt_tokens) == (("en", "de", "ja"), True, 31)
+    assert (set(facts.languages), facts.translates, facts.max_prompt_tokens) == ({"en", "de", "ja"}, True, 23)
     english = load(spec(), save_whisper(tmp_path, multilingual=False)).facts
     assert (english.languages, english.translates) == (("en",), False)
 

@@ -33,10 +33,8 @@ def save_whisper(folder: Path, *, multilingual: bool = True) -> Path:
     """Two layers each; its tokens are bytes, its texts of a few letters. alignment heads: all of the last layer."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: i for i, symbol in enumerate([*symbols, *_CONTROL])}
-    WhisperTokenizer(  # type: ignore[no-untyped-call]
-        vocab=vocabulary, merges=[], additional_special_tokens=_CONTROL[1:11]
-    ).save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=16).save_pretrained(folder)
+    WhisperTokenizer(vocab=vocabulary, merges=[], additional_special_tokens=_CONTROL[1:11]).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16).save_pretrained(folder)  # type: ignore[no-untyped-call]
     torch.manual_seed(1)
     end = vocabulary["<|endoftext|>"]
     config = WhisperConfig(
@@ -49,7 +47,7 @@ def save_whisper(folder: Path, *, multilingual: bool = True) -> Path:
         decoder_attention_heads=2,
         encoder_ffn_dim=32,
         decoder_ffn_dim=32,
-        max_target_positions=64,
+        max_target_positions=48,
         init_std=0.5,
         pad_token_id=end,
         bos_token_id=end,
@@ -59,7 +57,7 @@ def save_whisper(folder: Path, *, multilingual: bool = True) -> Path:
     model = WhisperForConditionalGeneration(config)
     # A letter is never the first byte of a longer character: the texts are readable, and have words.
     readable = [i for symbol, i in vocabulary.items() if i < end and symbol.replace("Ġ", " ") not in _LETTERS]
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         decoder_start_token_id=end + 1,
         eos_token_id=end,
         bos_token_id=end,
