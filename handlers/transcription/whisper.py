@@ -83,6 +83,8 @@ class WhisperOnTorch:
             window_seconds=_WINDOW_SECONDS,
             **placement(model),
         )
+        # The first text sets the tokenizer up, which must not happen while the other thread reads with it.
+        self.count_prompt("a", ())
 
     @torch.inference_mode()
     def transcribe(self, windows: Sequence[Window]) -> Sequence[Heard | Exception]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching.messages import (
@@ -44,7 +44,7 @@ json_values = st.recursive(
 )
 
 
-@thorough
+@settings(thorough, max_examples=100)
 @given(json_values)
 def test_json_and_bytes_come_out_as_they_went_in(value: Any) -> None:
     assert received(pack(value, LIMIT)) == value
