@@ -13,7 +13,7 @@ from batching.degradation import Report, is_memory_error, run_isolated
 from batching.errors import DeadlineExceeded, ShuttingDown
 from batching.job import Job, Result, Work
 from batching.limits import Limits
-from batching.loop import BatchLoop
+from batching.loop import BatchLoop, Hold
 from batching.stats import Outcome, outcome_of
 from batching.worker import Worker
 
@@ -55,16 +55,16 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
     def running(self) -> int:
         return sum(map(len, self._running.values()))
 
-    async def submit(self, job: Job[Work, Result]) -> Result:
-        """Wait for the job's answer. Cancelling the wait withdraws the job.
+    async def submit(self, job: Job[Work, Result], hold: Hold | None = None) -> Result:
+        """Wait for the job's answer. Cancelling the wait withdraws the job. hold: the room that was kept for it.
 
         Raises QueueFull, ShuttingDown, DeadlineExceeded, OutOfMemory, EngineFailed, or the error `run` returned for it.
         """
-        return (await self.submit_all([job]))[0]
+        return (await self.submit_all([job], hold))[0]
 
-    async def submit_all(self, jobs: Sequence[Job[Work, Result]]) -> list[Result]:
+    async def submit_all(self, jobs: Sequence[Job[Work, Result]], hold: Hold | None = None) -> list[Result]:
         """As `submit`, for jobs that are admitted together or not at all. The first error withdraws the rest."""
-        self._enqueue(jobs)
+        self._enqueue(jobs, hold)
         loop = asyncio.get_running_loop()
         for job in jobs:
             job.future = loop.create_future()

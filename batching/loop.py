@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -22,6 +23,13 @@ logger = logging.getLogger(__name__)
 J = TypeVar("J", bound=Job[Any, Any])
 
 
+@dataclass(eq=False, slots=True)
+class Hold:
+    """cost: of the jobs that are still to come."""
+
+    cost: int
+
+
 class BatchLoop(ABC, Generic[J]):
     """Everything here runs on the event loop; only the model runs in worker threads."""
 
@@ -34,6 +42,8 @@ class BatchLoop(ABC, Generic[J]):
         self._tally = Tally()
         self._changed = anyio.Event()
         self._closed = False
+        self._ended = False
+        self._holds: set[Hold] = set()
 
     @property
     def waiting(self) -> int:
@@ -53,7 +63,7 @@ class BatchLoop(ABC, Generic[J]):
             self._scheduler.check_room(jobs, cost)
         except QueueFull as full:
             self._tally.refused += 1
-            full.retry_after = self._pace.seconds_for(self._scheduler.waiting_cost)
+            full.retry_after = self._pace.seconds_for(self._scheduler.waiting_cost + self._scheduler.reserved_cost)
             raise
 
     @contextmanager
@@ -72,11 +82,30 @@ class BatchLoop(ABC, Generic[J]):
         if scope.cancelled_caught:
             raise DeadlineExceeded("the deadline passed while the request was prepared")
 
+    @contextmanager
+    def hold(self, cost: int) -> Iterator["Hold"]:
+        """Room for a request whose jobs come one after the other: once it is admitted, none of them is refused.
+
+        Raises QueueFull or ShuttingDown. A loop that drains waits for the end of this context.
+        """
+        self.check_room(1, cost)
+        hold = Hold(cost)
+        self._holds.add(hold)
+        self._scheduler.reserved += 1
+        self._scheduler.reserved_cost += cost
+        try:
+            yield hold
+        finally:
+            self._holds.remove(hold)
+            self._scheduler.reserved -= 1
+            self._scheduler.reserved_cost -= hold.cost
+            self._signal()
+
     def stats(self) -> BatchStats:
         """What the loop does now and has done so far."""
         return BatchStats(
             waiting=self.waiting,
-            waiting_cost=self._scheduler.waiting_cost,
+            waiting_cost=self._scheduler.waiting_cost + self._scheduler.reserved_cost,
             running=self.running,
             cost_limit=self._limit.current(anyio.current_time()),
             refused=self._tally.refused,
@@ -91,14 +120,14 @@ class BatchLoop(ABC, Generic[J]):
         try:
             await self._serve()
         finally:
-            self._closed = True
+            self._closed = self._ended = True
             self._abandon()
             self._signal()
 
     async def drain(self) -> None:
         """Refuse new work; return when every admitted job has its end."""
         self._closed = True
-        while self._busy:
+        while self._busy or self._holds:
             await self._next_change()
 
     @property
@@ -114,13 +143,21 @@ class BatchLoop(ABC, Generic[J]):
     def _abandon(self) -> None:
         """End every admitted job with ShuttingDown."""
 
-    def _enqueue(self, jobs: Sequence[J]) -> None:
-        """Let all of them wait, or none. Raises QueueFull or ShuttingDown."""
-        self.check_room(len(jobs), sum(job.cost for job in jobs))
+    def _enqueue(self, jobs: Sequence[J], hold: Hold | None = None) -> None:
+        """Let all of them wait, or none. Raises QueueFull or ShuttingDown; under a hold only when all has ended."""
+        cost = sum(job.cost for job in jobs)
+        if hold is None:
+            self.check_room(len(jobs), cost)
+        elif self._ended:
+            raise ShuttingDown(f"{self.name} was stopped")
+        else:
+            taken = min(cost, hold.cost)
+            hold.cost -= taken
+            self._scheduler.reserved_cost -= taken
         now = anyio.current_time()
         for job in jobs:
             job.timing.arrived = now
-        self._scheduler.add(jobs)
+        self._scheduler.add(jobs, reserved=hold is not None)
         self._signal()
 
     def _shrink(self, failed_cost: int) -> None:

@@ -27,13 +27,14 @@ class Scheduler(Generic[J]):
     with all work that is done (start-time fair queueing, Goyal et al., SIGCOMM 1996). Tags within one `turn_cost` are a
     turn, in which nothing overtakes; no turn is put off, so nothing starves within a priority.
 
-    reserved: places of jobs that are still being prepared.
+    reserved, reserved_cost: places of jobs that are still being prepared, or come one after the other.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.waiting_cost = 0
         self.reserved = 0
+        self.reserved_cost = 0
         self._waiting: dict[Priority, dict[int, OrderedDict[J, None]]] = {priority: {} for priority in Priority}
         self._present = dict.fromkeys(Priority, 0)
 
@@ -50,12 +51,13 @@ class Scheduler(Generic[J]):
             return
         if waiting + jobs > self.limits.max_queue_size:
             raise QueueFull(self.limits.max_queue_size)
-        if self.waiting_cost + cost > self.limits.max_queue_cost:
+        if self.waiting_cost + self.reserved_cost + cost > self.limits.max_queue_cost:
             raise QueueFull(self.limits.max_queue_cost, "units of work")
 
-    def add(self, jobs: Sequence[J]) -> None:
-        """Let all of them wait, or none. Raises QueueFull."""
-        self.check_room(len(jobs), sum(job.cost for job in jobs))
+    def add(self, jobs: Sequence[J], *, reserved: bool = False) -> None:
+        """Let all of them wait, or none. Raises QueueFull, unless their room is reserved."""
+        if not reserved:
+            self.check_room(len(jobs), sum(job.cost for job in jobs))
         before = 0
         for job in jobs:
             job.tag = self._present[job.caller.priority] + before

@@ -37,6 +37,7 @@ def create_app(
             settings.model_specs(),
             partial(_open_source, cache_dir=settings.models_dir, offline=settings.offline),
             max_audio_seconds=settings.max_audio_seconds,
+            max_speech_characters=settings.max_speech_characters,
             image_limits=ImageLimits(
                 max_bytes=settings.max_image_bytes,
                 max_pixels=settings.max_image_pixels,

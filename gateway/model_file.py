@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,8 +39,8 @@ Dtype = Annotated[
 ]
 Quantization = Annotated[Literal["none", "bnb-8bit", "bnb-4bit"], Allowed("none, bnb-8bit or bnb-4bit")]
 Engine = Annotated[
-    Literal["auto", "transformers", "faster-whisper", "hibari"],
-    Allowed("auto, transformers, faster-whisper or hibari"),
+    Literal["auto", "transformers", "faster-whisper", "hibari", "kokoro"],
+    Allowed("auto, transformers, faster-whisper, hibari or kokoro"),
 ]
 Place = Annotated[
     str,
@@ -93,11 +94,11 @@ class ModelTable(BaseModel):
 
 
 _ENGINES = {
-    Task.CHAT: "transformers",
-    Task.EMBEDDINGS: "transformers",
-    Task.TRANSCRIPTION: "faster-whisper",
-    Task.SPEECH: "hibari",
-    Task.RERANK: "transformers",
+    Task.CHAT: ("transformers",),
+    Task.EMBEDDINGS: ("transformers",),
+    Task.TRANSCRIPTION: ("faster-whisper",),
+    Task.SPEECH: ("hibari", "transformers", "kokoro"),
+    Task.RERANK: ("transformers",),
 }
 # A pair of query and document is to a reranker what a text is to an embeddings model.
 _ONLY_FOR = {
@@ -165,8 +166,9 @@ def _mistake(place: str, error: ErrorDetails) -> str:
 def _contradictions(tables: Mapping[str, ModelTable]) -> Iterator[str]:
     """Values that the model's task cannot follow."""
     for place, table in tables.items():
-        if table.engine not in (None, "auto", _ENGINES[table.task]):
-            yield f"{place}.engine: {table.task} models are run by {_ENGINES[table.task]}; leave it out"
+        engines = _ENGINES[table.task]
+        if table.engine not in (None, "auto", *engines):
+            yield f"{place}.engine: {table.task} models are run by {' or '.join(engines)}; leave it out"
         for name, task in _ONLY_FOR.items():
             if getattr(table, name) not in (None, "none") and table.task is not task:
                 yield f"{place}.{name}: is for {task} models; this one is for {table.task}"
@@ -189,16 +191,27 @@ def _split(place: str, table: ModelTable) -> Iterator[str]:
 def _without_effect(place: str, table: ModelTable) -> Iterator[str]:
     """What an engine does not have is refused rather than ignored."""
     limits = table.limits.model_fields_set if table.limits else set()
-    if table.task in (Task.TRANSCRIPTION, Task.SPEECH):
+    if table.task is Task.TRANSCRIPTION:
         for name in limits & {"max_batch_size", "max_batch_cost", "max_wait", "max_batch_seconds"}:
             yield f"{place}.limits.{name}: has no effect, as {table.task} takes one request after another; leave it out"
     if table.task is Task.CHAT:
         for name in limits & {"max_wait", "max_batch_seconds"}:
             yield f"{place}.limits.{name}: has no effect, as chats join a running batch at any step; leave it out"
-    if table.task is Task.SPEECH and table.dtype not in (None, "auto", "int8"):
-        yield f"{place}.dtype: speech models run in int8; leave it out"
-    if table.task is Task.SPEECH and table.device not in (None, "auto", "cpu"):
-        yield f"{place}.device: speech models run on the CPU; leave it out"
+    if table.task is Task.SPEECH:
+        yield from _voice_without_effect(place, table, limits)
+
+
+def _voice_without_effect(place: str, table: ModelTable, limits: AbstractSet[str]) -> Iterator[str]:
+    if table.engine == "transformers" or not (table.engine or table.source.startswith("package:")):
+        if table.dtype == "int8" or table.device == SPLIT:
+            yield f"{place}: voices of transformers run in float32, bfloat16 or float16 on one device"
+        return
+    for name in limits & {"max_batch_size", "max_batch_cost", "max_wait", "max_batch_seconds"}:
+        yield f"{place}.limits.{name}: has no effect, as this voice speaks one sentence after another; leave it out"
+    if table.dtype not in (None, "auto", "int8"):
+        yield f"{place}.dtype: this voice runs in int8; leave it out"
+    if table.device not in (None, "auto", "cpu"):
+        yield f"{place}.device: this voice runs on the CPU; leave it out"
 
 
 def _shared_names(tables: Mapping[str, ModelTable]) -> Iterator[str]:

@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     max_body_bytes: Size = Field(ByteSize(10 * MIB), description="Largest request body, audio uploads apart.")
     max_audio_bytes: Size = Field(ByteSize(25 * MIB), description="Largest audio upload.")
     max_audio_seconds: Seconds = Field(3600.0, description="Longest audio that is transcribed, in seconds.")
+    max_speech_characters: Amount = Field(4096, description="Longest text that is spoken, in characters.")
     max_image_bytes: Size = Field(
         ByteSize(20 * MIB), description="Largest image; as a data URL it is a third longer, within max_body_bytes."
     )

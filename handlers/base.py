@@ -8,7 +8,7 @@ from handlers.chat.types import ChatRequest, CompletionRequest, Delta, ImageInpu
 from handlers.embeddings.types import EmbeddingRequest, Embeddings
 from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec
-from handlers.speech.types import Speech, SpeechRequest
+from handlers.speech.types import SpeechRequest
 from handlers.stats import ModelStats
 from handlers.transcription.types import Segment, Transcript, TranscriptionRequest
 
@@ -97,6 +97,28 @@ class TranscriptionHandler(Handler, Protocol):
         is computed."""
 
 
+class Synthesis(Protocol):
+    """A text being spoken. Leaving the context ends it at the next sentence; iterating yields encoded audio.
+
+    media_type: of the audio. voice: the local one that speaks. transliterated: alphabets that were written in Latin
+    letters for it. input_tokens: characters of the text. output_tokens: of the audio so far.
+    """
+
+    media_type: str
+    voice: str
+    transliterated: frozenset[str]
+    input_tokens: int
+
+    @property
+    def output_tokens(self) -> int: ...
+
+    async def __aenter__(self) -> "Synthesis": ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
 class SpeechHandler(Handler, Protocol):
-    async def synthesize(self, request: SpeechRequest, caller: Caller) -> Speech:
-        """The text spoken and encoded. Cancelling the awaiting task stops the engine at the next sentence."""
+    async def open(self, request: SpeechRequest, caller: Caller) -> Synthesis:
+        """Admit the request; raises InvalidRequest, QueueFull or ShuttingDown before anything is spoken."""

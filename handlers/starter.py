@@ -49,13 +49,13 @@ TRANSCRIPTION = ModelSpec(
     limits=Limits(max_queue_size=32, max_queue_cost=7200, max_batch_size=1),
 )
 
-# Cost is characters; the voice speaks one text at a time.
+# Cost is characters. This voice speaks one sentence at a time, others several.
 SPEECH = ModelSpec(
     id="hibari",
     task=Task.SPEECH,
     source="package:hibari-tts",
     aliases=("tts-1", "tts-1-hd", "gpt-4o-mini-tts"),
-    limits=Limits(max_queue_size=64, max_queue_cost=65_536, max_batch_size=1),
+    limits=Limits(max_queue_size=64, max_queue_cost=65_536, max_batch_size=8, max_batch_cost=2048),
 )
 
 STARTER_MODELS = (CHAT, EMBEDDINGS, TRANSCRIPTION, SPEECH)

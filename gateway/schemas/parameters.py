@@ -273,11 +273,11 @@ TRANSLATION: Parameters = {
 }
 
 SPEECH: Parameters = {
-    "input": supported("The text to speak, 1 to 4096 characters."),
+    "input": supported("The text to speak, 1 to 4096 characters unless the server's settings allow more."),
     "model": _MODEL,
     "voice": supported("A name from `GET /v1/audio/voices`, or `{id}` with one."),
     "response_format": supported("`mp3` (default), `opus`, `aac`, `flac`, `wav` or `pcm`."),
     "speed": supported("0.25 to 4, default 1."),
     "instructions": ignored("The models have one style."),
-    "stream_format": refused("The audio comes in one piece.", "audio"),
+    "stream_format": supported("`audio` (default) or `sse`, which wraps it in server-sent events."),
 }

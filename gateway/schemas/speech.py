@@ -1,11 +1,15 @@
-"""POST /v1/audio/speech: what is taken."""
+"""POST /v1/audio/speech: what is taken, and the events of a stream."""
 
+from base64 import b64encode
 from typing import Annotated, Literal, Self
 
+import orjson
 from pydantic import BeforeValidator, Field
 
 from gateway.schemas.common import ModelName, Screen, Wire, read_object
 from gateway.schemas.parameters import SPEECH
+from gateway.sse import frame
+from handlers.base import Synthesis
 from handlers.speech.types import SpeechRequest
 
 
@@ -14,11 +18,14 @@ def _voice_name(voice: object) -> object:
 
 
 class SpeechParams(Wire):
+    """How long `input` may be is the model's to say."""
+
     model: ModelName
-    input: Annotated[str, Field(min_length=1, max_length=4096)]
+    input: Annotated[str, Field(min_length=1)]
     voice: Annotated[str, BeforeValidator(_voice_name), Field(min_length=1, max_length=256)]
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: Annotated[float, Field(ge=0.25, le=4)] = 1.0
+    stream_format: Literal["audio", "sse"] = "audio"
 
     @classmethod
     def parse(cls, body: bytes, screen: Screen) -> Self:
@@ -27,3 +34,16 @@ class SpeechParams(Wire):
 
     def to_request(self) -> SpeechRequest:
         return SpeechRequest(text=self.input, voice=self.voice, format=self.response_format, speed=self.speed)
+
+
+def delta_event(audio: bytes) -> bytes:
+    return frame(orjson.dumps({"type": "speech.audio.delta", "audio": b64encode(audio).decode()}))
+
+
+def done_event(synthesis: Synthesis) -> bytes:
+    usage = {
+        "input_tokens": synthesis.input_tokens,
+        "output_tokens": synthesis.output_tokens,
+        "total_tokens": synthesis.input_tokens + synthesis.output_tokens,
+    }
+    return frame(orjson.dumps({"type": "speech.audio.done", "usage": usage}))

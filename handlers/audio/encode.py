@@ -1,9 +1,8 @@
-"""From samples to a file of the format a caller asked for. Everything goes out at OpenAI's own rate, 24 kHz mono."""
+"""From samples to audio of the format a caller asked for, piece by piece, at OpenAI's own rate: 24 kHz mono."""
 
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from types import MappingProxyType
-from typing import BinaryIO, Protocol, Self, cast
+from typing import Protocol, Self, cast
 
 import av
 import numpy as np
@@ -27,14 +26,16 @@ MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
 
 
 class Encoder:
-    """Takes a waveform piece by piece and holds only what is encoded. A context manager, for those who give up halfway.
+    """Takes a waveform piece by piece and gives what is encoded of it so far; all pieces joined are the file.
+
+    Nothing that was given is ever changed afterwards, so lengths are left open where a format has them in its head: WAV
+    says 0xFFFFFFFF, FLAC 0 samples. A context manager, for those who give up halfway.
 
     sample_rate: of what is written. Samples beyond full scale are clipped; what is not a number becomes silence.
     """
 
     def __init__(self, format: str, sample_rate: int) -> None:
-        self._file = BytesIO()
-        self._sink = _SINKS[format](self._file)
+        self._sink = _SINKS[format]()
         self._resampler = soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32")
         self._samples = 0
 
@@ -42,21 +43,27 @@ class Encoder:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._sink.close()
+        self.close()
 
     @property
     def seconds(self) -> float:
         """What the file plays so far, the codec's own padding left out."""
         return self._samples / SAMPLE_RATE
 
-    def write(self, waveform: Waveform) -> None:
+    def write(self, waveform: Waveform) -> bytes:
+        """What can be sent now; a codec keeps back less than a fifth of a second."""
         self._pass_on(self._resampler.resample_chunk(_playable(waveform)))
+        return self._sink.take()
 
     def finish(self) -> bytes:
-        """The whole file."""
+        """The rest of the file."""
         self._pass_on(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
         self._sink.close()
-        return self._file.getvalue()
+        return self._sink.take()
+
+    def close(self) -> None:
+        """May be called again, and after `finish`."""
+        self._sink.close()
 
     def _pass_on(self, waveform: Waveform) -> None:
         self._samples += len(waveform)
@@ -68,31 +75,79 @@ def _playable(waveform: Waveform) -> Waveform:
     return np.nan_to_num(waveform, nan=0.0, posinf=1.0, neginf=-1.0)
 
 
+class _Tape:
+    """A file that can only grow: what is written over its beginning comes too late, and is left out."""
+
+    def __init__(self) -> None:
+        self._fresh = bytearray()
+        self._length = 0
+        self._position = 0
+
+    def write(self, data: bytes) -> int:
+        size = len(data)
+        if self._position == self._length:
+            self._fresh += data
+            self._length += size
+        self._position += size
+        return size
+
+    def take(self) -> bytes:
+        """What has come since the last time."""
+        fresh = bytes(self._fresh)
+        self._fresh.clear()
+        return fresh
+
+
+class _SeekableTape(_Tape):
+    """For libsndfile, which goes back to complete a header."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = offset + (0, self._position, self._length)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        return b""
+
+
 class _Sink(Protocol):
     def write(self, waveform: Waveform) -> None: ...
 
+    def take(self) -> bytes:
+        """What is encoded and was not taken yet."""
+
     def close(self) -> None:
-        """Write what is left; may be called again."""
+        """Encode what is left; may be called again."""
 
 
-class _SoundFile:
-    """libsndfile's formats."""
+class _Flac:
+    """libsndfile's encoder, which leaves the number of samples open until it is closed."""
 
-    def __init__(self, file: BinaryIO, format: str, subtype: str) -> None:
-        self._sound = soundfile.SoundFile(file, "w", SAMPLE_RATE, 1, subtype, format=format)
+    def __init__(self) -> None:
+        self._tape = _SeekableTape()
+        self._sound = soundfile.SoundFile(self._tape, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC")
 
     def write(self, waveform: Waveform) -> None:
         self._sound.write(waveform)
+
+    def take(self) -> bytes:
+        return self._tape.take()
 
     def close(self) -> None:
         self._sound.close()
 
 
 class _Ffmpeg:
-    """FFmpeg's encoders; for Opus about four times as fast as libsndfile's."""
+    """FFmpeg's encoders; for Opus about four times as fast as libsndfile's.
 
-    def __init__(self, file: BinaryIO, format: str, codec: str, bit_rate: int) -> None:
-        self._container = av.open(file, "w", format=format)
+    options: of the muxer, beside those that keep it from holding anything back.
+    """
+
+    def __init__(self, format: str, codec: str, bit_rate: int, **options: str) -> None:
+        self._tape = _Tape()
+        self._container = av.open(self._tape, "w", format=format, options={"flush_packets": "1", **options})
         self._stream = cast(av.AudioStream, self._container.add_stream(codec, rate=SAMPLE_RATE, layout="mono"))
         self._stream.bit_rate = bit_rate
         self._closed = False
@@ -101,6 +156,9 @@ class _Ffmpeg:
         frame = av.AudioFrame.from_ndarray(waveform[np.newaxis], format="flt", layout="mono")
         frame.sample_rate = SAMPLE_RATE
         self._container.mux(self._stream.encode(frame))
+
+    def take(self) -> bytes:
+        return self._tape.take()
 
     def close(self) -> None:
         if self._closed:
@@ -111,25 +169,41 @@ class _Ffmpeg:
 
 
 class _Pcm:
-    """Signed 16-bit little-endian samples, nothing else."""
+    """Signed 16-bit little-endian samples after `head`."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, head: bytes = b"") -> None:
+        self._fresh = bytearray(head)
 
     def write(self, waveform: Waveform) -> None:
-        self._file.write((waveform * 32767).astype("<i2").data)
+        self._fresh += (waveform * 32767).astype("<i2").data
+
+    def take(self) -> bytes:
+        fresh = bytes(self._fresh)
+        self._fresh.clear()
+        return fresh
 
     def close(self) -> None:
         """Nothing is left."""
 
 
-_SINKS: Mapping[str, Callable[[BinaryIO], _Sink]] = MappingProxyType(
+_OPEN_LENGTH = b"\xff" * 4
+_WAV_HEAD = (
+    b"RIFF" + _OPEN_LENGTH + b"WAVEfmt " + (16).to_bytes(4, "little")  # the size of what describes the samples
+    + b"\1\0\1\0"  # integers, one channel
+    + SAMPLE_RATE.to_bytes(4, "little") + (2 * SAMPLE_RATE).to_bytes(4, "little")  # samples and bytes a second
+    + b"\2\0\x10\0"  # bytes and bits a sample
+    + b"data" + _OPEN_LENGTH
+)  # fmt: skip
+
+_SINKS: Mapping[str, Callable[[], _Sink]] = MappingProxyType(
     {
-        "mp3": lambda file: _SoundFile(file, "MP3", "MPEG_LAYER_III"),
-        "opus": lambda file: _Ffmpeg(file, "ogg", "libopus", 48_000),
-        "aac": lambda file: _Ffmpeg(file, "adts", "aac", 64_000),
-        "flac": lambda file: _SoundFile(file, "FLAC", "PCM_16"),
-        "wav": lambda file: _SoundFile(file, "WAV", "PCM_16"),
+        # Of constant bit rate, so that a player can tell how long it is by its size.
+        "mp3": lambda: _Ffmpeg("mp3", "libmp3lame", 64_000, write_xing="0", id3v2_version="0"),
+        # Pages of a fifth of a second: FFmpeg's own of a second would make every sentence that much later.
+        "opus": lambda: _Ffmpeg("ogg", "libopus", 48_000, page_duration="200000"),
+        "aac": lambda: _Ffmpeg("adts", "aac", 64_000),
+        "flac": _Flac,
+        "wav": lambda: _Pcm(_WAV_HEAD),
         "pcm": _Pcm,
     }
 )

@@ -1,12 +1,12 @@
 """hibari-tts: small English voices on onnxruntime, about a hundred times as fast as speech."""
 
 import logging
-import re
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from hibari import SAMPLE_RATE, Hibari
 from hibari.voices import VOICES, voice_path
 
@@ -14,6 +14,9 @@ from handlers.audio.tempo import change_tempo
 from handlers.audio.waveform import Waveform
 from handlers.errors import InvalidRequest, ModelLoadError
 from handlers.spec import ModelSpec
+from handlers.speech.english import has_sound, spell
+from handlers.speech.sentences import split
+from handlers.speech.types import Script, Sentence
 from handlers.speech.voices import DEFAULT, voices_in_force
 
 logger = logging.getLogger(__name__)
@@ -21,12 +24,15 @@ logger = logging.getLogger(__name__)
 # The model slurs when it hurries: at 2 every sixth word is misheard, at 1.25 sped up by change_tempo to 2, none.
 _SLOWEST, _FASTEST = 0.5, 1.25
 
-# Time grows with the cube of a word's length (64 letters 0.1 s, 256 letters 5 s), and numbers of more than 36 digits
-# fail. The longest English words have 28 letters.
-_LONG_WORD = re.compile(r"\S{32}(?=\S)")
+# Characters of a sentence; it takes the voice about a tenth of a second to speak so many.
+_MOST = 300
 
 # The phonemes that the model was made for at once; memory grows with their number.
 _MAX_PHONEMES = 400
+
+# The voice says so many characters a second; a digit is as long as a short word.
+_CHARACTERS_PER_SECOND = 14
+_CHARACTERS_PER_DIGIT = 8
 
 
 class HibariEngine:
@@ -38,6 +44,7 @@ class HibariEngine:
     device = "cpu"
     dtype = "int8"
     sample_rate: int = SAMPLE_RATE
+    batches = False
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         """files: the model file of each local voice."""
@@ -45,16 +52,28 @@ class HibariEngine:
         self._models: dict[str, Hibari] = {}
         self.voices = voices_in_force(files)
 
-    def speak(self, text: str, voice: str, speed: float) -> Iterator[Waveform]:
-        """A sentence at a time, always the same for the same text. Nothing at all if no part can be pronounced.
+    def prepare(self, text: str) -> Script:
+        """Raises InvalidRequest naming the characters that have neither a sound nor a name."""
+        spelling = spell(text)
+        sentences = tuple(sentence for sentence in split(spelling.text, _MOST) if has_sound(sentence))
+        length = sum(_CHARACTERS_PER_DIGIT if char.isdigit() else 1 for sentence in sentences for char in sentence)
+        return Script(sentences, length / _CHARACTERS_PER_SECOND, spelling.scripts)
 
-        voice: a local one. speed: 0.25 to 4. Raises InvalidRequest for what the dictionaries stumble over.
-        """
-        model = self._model(voice)
-        pace = min(max(speed, _SLOWEST), _FASTEST)
-        for phonemes in _phonemes(model, text):
-            waveform = model.from_phonemes(phonemes, speed=pace, seed=0)
-            yield waveform if pace == speed else change_tempo(waveform, SAMPLE_RATE, speed / pace)
+    def speak(self, sentences: Sequence[Sentence]) -> Sequence[Waveform | Exception]:
+        """One waveform a sentence, always the same for the same one; InvalidRequest for one that it stumbles over."""
+        return [self._speak(sentence) for sentence in sentences]
+
+    def _speak(self, sentence: Sentence) -> Waveform | InvalidRequest:
+        model = self._model(sentence.voice)
+        pace = min(max(sentence.speed, _SLOWEST), _FASTEST)
+        try:
+            pieces = [model.from_phonemes(phonemes, speed=pace, seed=0) for phonemes in _phonemes(model, sentence.text)]
+        except InvalidRequest as refusal:
+            return refusal
+        if not pieces:
+            return _unreadable(sentence.text)
+        waveform = np.concatenate(pieces)
+        return waveform if pace == sentence.speed else change_tempo(waveform, SAMPLE_RATE, sentence.speed / pace)
 
     def _model(self, voice: str) -> Hibari:
         if voice not in self._models:
@@ -76,8 +95,7 @@ def load(spec: ModelSpec, folder: Path) -> HibariEngine:
     files = {name: file for name in VOICES if (file := _voice_file(name, folder))}
     engine = HibariEngine(files)
     try:
-        for _ in engine.speak("Hello.", DEFAULT, speed=1.0):
-            pass
+        engine.speak([Sentence("Hello.", DEFAULT)])
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise ModelLoadError(
             f"{spec.id}: the voice {DEFAULT} cannot be opened: {' '.join(str(error).split())}; "
@@ -101,20 +119,18 @@ def _voice_file(voice: str, folder: Path) -> Path | None:
         return None
 
 
-def _phonemes(model: Hibari, text: str) -> Iterator[str]:
-    """What the model can say at once: sentences, or parts of long ones. What nobody can pronounce is left out."""
-    for sentence in model.split_sentences(_LONG_WORD.sub(r"\g<0> ", text)):
-        for phrase in _pronounced(model, sentence):
-            for phonemes in textwrap.wrap(phrase, _MAX_PHONEMES, break_on_hyphens=False):
-                if any(symbol.isalpha() for symbol in phonemes if symbol in model.vocab):
-                    yield phonemes
-
-
-def _pronounced(model: Hibari, sentence: str) -> Sequence[str]:
+def _phonemes(model: Hibari, sentence: str) -> Iterator[str]:
+    """What the model can say at once. Raises InvalidRequest for what the dictionaries stumble over."""
     try:
-        phrases: Sequence[str] = model.phonemize(sentence)
-    except (ValueError, LookupError) as error:  # rare number signs, such as a digit with a comma in one character
-        raise InvalidRequest(
-            f"The voice cannot read {textwrap.shorten(sentence, 60)!r}. Write its numbers and signs in words.", "input"
-        ) from error
-    return phrases
+        phonemes = model.g2p(sentence)
+    except (ValueError, LookupError) as error:
+        raise _unreadable(sentence) from error
+    for part in textwrap.wrap(phonemes, _MAX_PHONEMES, break_on_hyphens=False):
+        if any(symbol.isalpha() for symbol in part if symbol in model.vocab):
+            yield part
+
+
+def _unreadable(sentence: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"The voice cannot read {textwrap.shorten(sentence, 60)!r}. Write its numbers and signs in words.", "input"
+    )

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+MAX_CHARACTERS = 4096
+"""Of a text, as OpenAI has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
@@ -14,10 +17,21 @@ class SpeechRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Speech:
-    """audio: encoded bytes of `media_type`. voice: the local voice that spoke. duration: seconds."""
+class Script:
+    """sentences: what is spoken, one after the other. seconds: about how long that takes at speed 1.
 
-    audio: bytes
-    media_type: str
+    transliterated: alphabets that were written in Latin letters for it.
+    """
+
+    sentences: tuple[str, ...]
+    seconds: float
+    transliterated: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """voice: a local one. speed: 0.25 to 4."""
+
+    text: str
     voice: str
-    duration: float
+    speed: float = 1.0

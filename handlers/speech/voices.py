@@ -1,6 +1,6 @@
 """OpenAI's voice names and the local voices that speak for them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 DEFAULT = "heart"
@@ -33,3 +33,12 @@ def voices_in_force(local: Collection[str]) -> Mapping[str, str]:
     """
     mapped = {name: voice if voice in local else DEFAULT for name, voice in PREFERRED.items()}
     return mapped | {name: name for name in local}
+
+
+def shared_out(speakers: Sequence[str]) -> Mapping[str, str]:
+    """The same for speakers of whom nothing is known: OpenAI's names are dealt out to them in turn.
+
+    speakers: at least one.
+    """
+    dealt = {name: speakers[i % len(speakers)] for i, name in enumerate(PREFERRED)}
+    return dealt | {name: name for name in speakers}

@@ -25,7 +25,7 @@ from handlers.errors import InvalidRequest
 from handlers.registry import Registry
 from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec, Task
-from handlers.speech.types import Speech, SpeechRequest
+from handlers.speech.types import SpeechRequest
 from handlers.stats import ModelStats
 from handlers.transcription.types import Segment, TokenLogprob, Transcript, TranscriptionRequest, Word
 from proxy.images import ImageFetcher
@@ -286,16 +286,67 @@ class FakeTranscription(FakeHandler):
         return FakeTranscript(self, request)
 
 
+class FakeSynthesis:
+    """Yields the handler's chunks; before the `fail_at`-th it raises `failure`, before the `wait_at`-th it waits."""
+
+    media_type = "audio/mpeg"
+    voice = "am_adam, über"
+    input_tokens = 5
+
+    def __init__(self, handler: "FakeSpeech") -> None:
+        self.transliterated = handler.transliterated
+        self.output_tokens = 0
+        self._handler = handler
+
+    async def __aenter__(self) -> "FakeSynthesis":
+        self._handler.open_syntheses += 1
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._handler.open_syntheses -= 1
+        self._handler.closed_syntheses += 1
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        handler = self._handler
+        for i, chunk in enumerate([*handler.chunks, b""]):
+            if i == handler.wait_at:
+                handler.waiting.set()
+                await handler.latch.wait()
+            if i == handler.fail_at:
+                raise handler.failure
+            if chunk:
+                self.output_tokens += 15
+                yield chunk
+
+
 class FakeSpeech(FakeHandler):
-    def __init__(self, *, error: Exception | None = None) -> None:
-        super().__init__(ModelSpec("tiny-tts", Task.SPEECH, "dir:/tts"), error=error)
+    def __init__(
+        self,
+        chunks: Sequence[bytes] = (b"ID3", b"audio"),
+        *,
+        error: Exception | None = None,
+        failure: Exception | None = None,
+        fail_at: int | None = None,
+        wait_at: int | None = None,
+        transliterated: Sequence[str] = (),
+    ) -> None:
+        super().__init__(ModelSpec("tiny-tts", Task.SPEECH, "dir:/tts", aliases=("tts-1",)), error=error)
+        self.chunks = chunks
+        self.failure = failure or RuntimeError("the voice broke")
+        self.fail_at = fail_at
+        self.wait_at = wait_at
+        self.transliterated = frozenset(transliterated)
+        self.waiting = asyncio.Event()
+        self.latch = asyncio.Event()
+        self.open_syntheses = 0
+        self.closed_syntheses = 0
 
     def describe(self) -> Mapping[str, Any]:
         return {**super().describe(), "voices": {"alloy": "af_heart", "onyx": "am_adam"}}
 
-    async def synthesize(self, request: SpeechRequest, caller: Caller) -> Speech:
+    async def open(self, request: SpeechRequest, caller: Caller) -> FakeSynthesis:
         await self._answer(request, caller)
-        return Speech(b"ID3audio", "audio/mpeg", "am_adam, über", 1.5)
+        return FakeSynthesis(self)
 
 
 class Connection:

@@ -147,7 +147,10 @@ def test_a_relative_folder_is_relative_to_the_file(source: str, read: str, file:
         ),
         ("max_model_len = true", "models[0].max_model_len: must be a whole number of at least 1, not True"),
         ('engine = "vllm"', "models[0].engine: must be auto, transformers, faster-whisper or hibari, not 'vllm'"),
-        ('engine = "transformers"', "models[0].engine: speech models are run by hibari; leave it out"),
+        (
+            'engine = "transformers"',
+            "models[0].engine: speech models are run by hibari or transformers or kokoro; leave it out",
+        ),
         ('device = "gpu"', "models[0].device: must be auto, cpu, mps, cuda, cuda:1 or split, not 'gpu'"),
         ('device = "split"', "models[0].device: speech models run on the CPU; leave it out"),
         ('max_memory = { cpu = "1GiB" }', 'models[0].max_memory: has no effect unless device is "split"'),
