@@ -26,6 +26,9 @@ _CHARACTERS_PER_SECOND = 14
 
 _PAUSES = frozenset(".,;:!?…-–—\"'“”‘’()[]{}«»/*_|`~\\ \t\n¿¡。！？，、；：")
 
+# Of SpeechT5's spectrogram, for a token of text; speech has about five.
+_MOST_FRAMES = 20
+
 _SPEAKER_FILES = "speaker_embeddings"
 _VOCODER = "vocoder"
 
@@ -142,7 +145,7 @@ class Vits:
     def waveforms(self, texts: Sequence[str], speaker: str) -> Sequence[Waveform]:
         inputs = self._tokenizer(list(texts), return_tensors="pt", padding=True).to(self.network.device)
         _, _, number = speaker.partition("-")
-        with _Noise(len(texts)):
+        with _Noise():
             output = self.network(**inputs, speaker_id=int(number) if number else None)
         lengths = output.sequence_lengths.tolist()
         return [_on_host(row[:length]) for row, length in zip(output.waveform, lengths, strict=True)]
@@ -179,13 +182,19 @@ class SpeechT5:
     def waveforms(self, texts: Sequence[str], speaker: str) -> Sequence[Waveform]:
         inputs = self._tokenizer(list(texts), return_tensors="pt", padding=True).to(self.network.device)
         voices = self._speakers[speaker].expand(len(texts), -1)
-        with _Noise(1):
+        with _Noise():
             spectrograms, lengths = self.network.generate_speech(
-                inputs.input_ids, voices, inputs.attention_mask, return_output_lengths=True
+                inputs.input_ids,
+                voices,
+                inputs.attention_mask,
+                maxlenratio=_MOST_FRAMES,
+                return_output_lengths=True,
             )
+        # Whoever finds no end stops where he would stop alone, and not where the longest of the batch does.
+        most = (inputs.attention_mask.sum(1) * _MOST_FRAMES).tolist()
         return [
-            _on_host(self._vocoder(spectrogram[:length]))
-            for spectrogram, length in zip(spectrograms, lengths, strict=True)
+            _on_host(self._vocoder(spectrogram[: min(length, limit)]))
+            for spectrogram, length, limit in zip(spectrograms, lengths, most, strict=True)
         ]
 
 
@@ -218,17 +227,17 @@ def _on_host(samples: torch.Tensor) -> Waveform:
 
 
 class _Noise(TorchFunctionMode):
-    """Draws what models ask for from a generator of each row's own, always the same.
+    """Gives models that ask for chance the same numbers every time, whatever is computed beside a row.
 
-    The numbers of a time step do not depend on how many steps there are, so neither do those of a row on the length of
-    its neighbours. Random tensors are [rows, channels, time]; masks of dropout are shared by all rows.
+    Random tensors are [rows, channels, time]: all rows get the same, and the numbers of a time step depend neither on
+    how many steps there are nor on how many there were in the tensor before. Masks of dropout are shared by all rows.
     """
 
     _STEPS = 64
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._generators = [torch.Generator().manual_seed(0) for _ in range(rows)]
+        self._calls = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -239,15 +248,15 @@ class _Noise(TorchFunctionMode):
         if func is torch.randn_like:
             return self._normal(*args[0].shape).to(args[0])
         if func is torch.bernoulli:
-            likeness, probability = args[0], options["p"]
-            drawn = torch.rand(likeness.shape, generator=self._generators[0]) < probability
-            return drawn.to(likeness)
+            drawn = torch.rand(args[0].shape, generator=self._generator()) < options["p"]
+            return drawn.to(args[0])
         return func(*args, **options)
 
+    def _generator(self) -> torch.Generator:
+        self._calls += 1
+        return torch.Generator().manual_seed(self._calls)
+
     def _normal(self, rows: int, channels: int, steps: int) -> torch.Tensor:
-        blocks = range(0, steps, self._STEPS)
-        drawn = [
-            torch.cat([torch.randn(channels, self._STEPS, generator=generator) for _ in blocks], 1)[:, :steps]
-            for generator in self._generators[:rows]
-        ]
-        return torch.stack(drawn)
+        generator = self._generator()
+        blocks = [torch.randn(channels, self._STEPS, generator=generator) for _ in range(0, steps, self._STEPS)]
+        return torch.cat(blocks, 1)[None, :, :steps].expand(rows, -1, -1)
