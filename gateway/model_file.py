@@ -39,8 +39,8 @@ Dtype = Annotated[
 ]
 Quantization = Annotated[Literal["none", "bnb-8bit", "bnb-4bit"], Allowed("none, bnb-8bit or bnb-4bit")]
 Engine = Annotated[
-    Literal["auto", "transformers", "faster-whisper", "hibari", "kokoro"],
-    Allowed("auto, transformers, faster-whisper, hibari or kokoro"),
+    Literal["auto", "transformers", "faster-whisper", "hibari"],
+    Allowed("auto, transformers, faster-whisper or hibari"),
 ]
 Place = Annotated[
     str,
@@ -97,7 +97,7 @@ _ENGINES = {
     Task.CHAT: ("transformers",),
     Task.EMBEDDINGS: ("transformers",),
     Task.TRANSCRIPTION: ("faster-whisper",),
-    Task.SPEECH: ("hibari", "transformers", "kokoro"),
+    Task.SPEECH: ("hibari", "transformers"),
     Task.RERANK: ("transformers",),
 }
 # A pair of query and document is to a reranker what a text is to an embeddings model.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Protocol, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import av
 import numpy as np
@@ -122,12 +122,15 @@ class _Sink(Protocol):
         """Encode what is left; may be called again."""
 
 
-class _Flac:
-    """libsndfile's encoder, which leaves the number of samples open until it is closed."""
+class _SoundFile:
+    """libsndfile's encoders, which complete the header when they are closed: too late here.
 
-    def __init__(self) -> None:
+    They encode a sentence in one call, while FFmpeg's wait for the interpreter after each frame.
+    """
+
+    def __init__(self, format: str, subtype: str, **options: Any) -> None:
         self._tape = _SeekableTape()
-        self._sound = soundfile.SoundFile(self._tape, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC")
+        self._sound = soundfile.SoundFile(self._tape, "w", SAMPLE_RATE, 1, subtype, format=format, **options)
 
     def write(self, waveform: Waveform) -> None:
         self._sound.write(waveform)
@@ -197,12 +200,12 @@ _WAV_HEAD = (
 
 _SINKS: Mapping[str, Callable[[], _Sink]] = MappingProxyType(
     {
-        # Of constant bit rate, so that a player can tell how long it is by its size.
-        "mp3": lambda: _Ffmpeg("mp3", "libmp3lame", 64_000, write_xing="0", id3v2_version="0"),
+        # Of constant bit rate, 64 kbit/s, so that a player can tell how long it is by its size.
+        "mp3": lambda: _SoundFile("MP3", "MPEG_LAYER_III", bitrate_mode="CONSTANT", compression_level=0.63),
         # Pages of a fifth of a second: FFmpeg's own of a second would make every sentence that much later.
         "opus": lambda: _Ffmpeg("ogg", "libopus", 48_000, page_duration="200000"),
         "aac": lambda: _Ffmpeg("adts", "aac", 64_000),
-        "flac": _Flac,
+        "flac": lambda: _SoundFile("FLAC", "PCM_16"),
         "wav": lambda: _Pcm(_WAV_HEAD),
         "pcm": _Pcm,
     }

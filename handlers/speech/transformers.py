@@ -136,7 +136,9 @@ class Vits:
         self.network = network.to(device).eval().requires_grad_(False)
         self.sample_rate = int(network.config.sampling_rate)
         several = network.config.num_speakers > 1
-        self.speakers = [f"speaker-{n}" for n in range(network.config.num_speakers)] if several else ["default"]
+        self.speakers: Sequence[str] = (
+            [f"speaker-{n}" for n in range(network.config.num_speakers)] if several else ["default"]
+        )
         self.vocabulary = _readable(self._tokenizer.get_vocab())
         self._decode = network.decoder.forward
         network.decoder.forward = self._decode_each
@@ -169,7 +171,7 @@ class SpeechT5:
         if not (folder / _VOCODER / "config.json").is_file():
             raise ValueError(f"it has no folder {_VOCODER}; put a SpeechT5HifiGan with its config.json there")
         self._speakers = dict(_speaker_embeddings(folder, device, dtype))
-        self.speakers = list(self._speakers)
+        self.speakers: Sequence[str] = list(self._speakers)
         self._tokenizer: Any = SpeechT5Tokenizer.from_pretrained(folder)
         network: Any = SpeechT5ForTextToSpeech.from_pretrained(folder, dtype=dtype, use_safetensors=True)
         vocoder: Any = SpeechT5HifiGan.from_pretrained(folder / _VOCODER, dtype=dtype, use_safetensors=True)

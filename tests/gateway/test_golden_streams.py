@@ -22,7 +22,7 @@ from gateway.schemas import reply
 from handlers.chat.types import Delta, OutputFormat
 from tests.clients.live import fake_server
 from tests.gateway.answers import CALLS, LIKELY, ONE_CALL, THOUGHTS, TWO
-from tests.gateway.fakes import HELLO, FakeChat
+from tests.gateway.fakes import HELLO, FakeChat, FakeSpeech
 
 GOLDEN = Path(__file__).parent / "golden"
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
@@ -86,7 +86,25 @@ def test_a_stream_is_the_golden_one(name: str) -> None:
 
 
 def test_every_golden_stream_is_in_use() -> None:
-    assert {path.stem for path in GOLDEN.iterdir()} == STREAMS.keys()
+    assert {path.stem for path in GOLDEN.iterdir()} == {*STREAMS, "speech"}
+
+
+def test_speech_events_are_the_golden_ones() -> None:
+    body = {"model": "tts-1", "voice": "alloy", "input": "Hello", "stream_format": "sse"}
+    with fake_server([FakeSpeech()]) as url:
+        response = httpx2.post(f"{url}/audio/speech", json=body)
+    assert response.content == (GOLDEN / "speech.txt").read_bytes()
+
+
+def test_audio_that_is_cut_is_an_error_for_the_reader() -> None:
+    fields: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "Hello"}
+    with fake_server([FakeSpeech(failure=EngineFailed(), fail_at=1)]) as url:
+        with OpenAI(base_url=url, api_key="unused", max_retries=0) as client:
+            with client.audio.speech.with_streaming_response.create(**fields) as speech:
+                with pytest.raises(httpx2.RemoteProtocolError):
+                    list(speech.iter_bytes())
+            with pytest.raises(openai.APIConnectionError):
+                client.audio.speech.create(**fields)
 
 
 def test_text_and_usage_are_read() -> None:

@@ -146,7 +146,7 @@ def test_a_relative_folder_is_relative_to_the_file(source: str, read: str, file:
             "models[0].max_model_len: is for chat, embeddings and rerank models; this one is for speech",
         ),
         ("max_model_len = true", "models[0].max_model_len: must be a whole number of at least 1, not True"),
-        ('engine = "vllm"', "models[0].engine: must be auto, transformers, faster-whisper, hibari or kokoro"),
+        ('engine = "vllm"', "models[0].engine: must be auto, transformers, faster-whisper or hibari, not 'vllm'"),
         ('engine = "faster-whisper"', "models[0].engine: speech models are run by hibari or"),
         ('device = "gpu"', "models[0].device: must be auto, cpu, mps, cuda, cuda:1 or split, not 'gpu'"),
         ('device = "split"', "models[0].device: this voice runs on the CPU; leave it out"),

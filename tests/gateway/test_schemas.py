@@ -472,7 +472,6 @@ def test_embeddings_refuses_what_is_malformed_and_names_it(fields: dict[str, Any
         ({"model": None}, "model"),
         ({"input": None}, "input"),
         ({"input": ""}, "input"),
-        ({"input": "a" * 4097}, "input"),
         ({"voice": None}, "voice"),
         ({"voice": ""}, "voice"),
         ({"voice": {"name": "alloy"}}, "voice"),
@@ -481,7 +480,7 @@ def test_embeddings_refuses_what_is_malformed_and_names_it(fields: dict[str, Any
         ({"speed": 0.2}, "speed"),
         ({"speed": 4.1}, "speed"),
         ({"speed": "1"}, "speed"),
-        ({"stream_format": "sse"}, "stream_format"),
+        ({"stream_format": "events"}, "stream_format"),
     ],
 )
 def test_speech_refuses_what_is_malformed_and_names_it(fields: dict[str, Any], param: str) -> None:

@@ -13,7 +13,7 @@ from handlers.audio.waveform import Waveform
 from tests.handlers.audio_files import likeness, sweep
 
 # The codec's own padding; ADTS has no field to leave it out when playing, and MP3 only one that is written last.
-PADDING = {"aac": 0.072, "mp3": 0.072, "opus": 0.001, "flac": 0.0, "wav": 0.0, "pcm": 0.0}
+PADDING = {"aac": 0.072, "mp3": 0.096, "opus": 0.001, "flac": 0.0, "wav": 0.0, "pcm": 0.0}
 SIGNATURES = {"aac": b"\xff\xf1", "mp3": b"\xff", "opus": b"OggS", "flac": b"fLaC", "wav": b"RIFF", "pcm": b""}
 
 

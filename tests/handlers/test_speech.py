@@ -29,6 +29,7 @@ from handlers.speech.loading import load_engine
 from handlers.speech.synthesis import Synthesis
 from handlers.speech.types import Script, Sentence, SpeechRequest
 from handlers.speech.voices import PREFERRED, shared_out, voices_in_force
+from tests.clock import until
 from tests.handlers.audio_files import likeness, sweep
 
 SPEC = ModelSpec("voices", Task.SPEECH, "dir:somewhere")
@@ -166,8 +167,7 @@ async def test_a_short_text_waits_for_a_sentence_of_a_long_one() -> None:
     async with serving(engine) as handler, anyio.create_task_group() as callers:
         await occupy(handler, engine, callers, LONG)
         callers.start_soon(speak, handler, SpeechRequest("Short", "alloy", "pcm"))
-        while not handler._batcher.waiting:
-            await asyncio.sleep(0)
+        await until(lambda: handler._batcher.waiting > 0)
         engine.latch.set()
     assert engine.spoken.index("Short") == 2
     assert len(engine.spoken) == 21
@@ -181,8 +181,7 @@ async def test_sentences_of_several_requests_share_batches_and_each_gets_its_own
         for name in ("A", "B"):
             text = ". ".join(f"{name}{n}" for n in range(6))
             callers.start_soon(speak, handler, SpeechRequest(text, "alloy", "pcm"))
-        while handler._batcher.waiting < 2:
-            await asyncio.sleep(0)
+        await until(lambda: handler._batcher.waiting == 2)
         engine.latch.set()
     assert ["A0", "B0"] in engine.batched
     assert [text for text in engine.spoken if text[0] == "A"] == [f"A{n}" for n in range(6)]
@@ -299,8 +298,7 @@ async def test_what_is_admitted_is_spoken_to_its_end_however_many_come() -> None
     async with serving(engine, Limits(max_queue_size=2)) as handler, anyio.create_task_group() as callers:
         await occupy(handler, engine, callers, LONG)
         callers.start_soon(speak, handler, SpeechRequest("Second", "alloy"))
-        while not handler._batcher.waiting:
-            await asyncio.sleep(0)
+        await until(lambda: handler._batcher.waiting > 0)
         with pytest.raises(QueueFull):
             await speak(handler, SpeechRequest("Third", "alloy"))
         engine.latch.set()
