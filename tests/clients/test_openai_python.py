@@ -292,6 +292,19 @@ def test_every_speech_format_plays_for_the_same_time(client: OpenAI, response_fo
     assert seconds == pytest.approx(len(pcm.content) / 2 / 24_000, abs=0.1)
 
 
+@pytest.mark.parametrize("response_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
+def test_streamed_speech_is_the_same_as_whole(client: OpenAI, response_format: Any) -> None:
+    fields: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "response_format": response_format}
+    whole = client.audio.speech.create(input=f"{PANGRAM} {PANGRAM}", **fields).content
+    with client.audio.speech.with_streaming_response.create(input=f"{PANGRAM} {PANGRAM}", **fields) as speech:
+        pieces = list(speech.iter_bytes())
+    assert len(pieces) > 1
+    if response_format == "opus":  # each stream has a serial number of its own
+        assert len(b"".join(pieces)) == len(whole)
+    else:
+        assert b"".join(pieces) == whole
+
+
 def test_speed_makes_speech_shorter_and_longer(client: OpenAI) -> None:
     def seconds(speed: float) -> float:
         speech = client.audio.speech.create(
