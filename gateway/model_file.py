@@ -96,7 +96,7 @@ class ModelTable(BaseModel):
 _ENGINES = {
     Task.CHAT: ("transformers",),
     Task.EMBEDDINGS: ("transformers",),
-    Task.TRANSCRIPTION: ("faster-whisper",),
+    Task.TRANSCRIPTION: ("faster-whisper", "transformers"),
     Task.SPEECH: ("hibari", "transformers"),
     Task.RERANK: ("transformers",),
 }
@@ -191,12 +191,11 @@ def _split(place: str, table: ModelTable) -> Iterator[str]:
 def _without_effect(place: str, table: ModelTable) -> Iterator[str]:
     """What an engine does not have is refused rather than ignored."""
     limits = table.limits.model_fields_set if table.limits else set()
-    if table.task is Task.TRANSCRIPTION:
-        for name in limits & {"max_batch_size", "max_batch_cost", "max_wait", "max_batch_seconds"}:
-            yield f"{place}.limits.{name}: has no effect, as {table.task} takes one request after another; leave it out"
     if table.task is Task.CHAT:
         for name in limits & {"max_wait", "max_batch_seconds"}:
             yield f"{place}.limits.{name}: has no effect, as chats join a running batch at any step; leave it out"
+    if table.task is Task.TRANSCRIPTION and table.engine == "transformers" and table.dtype == "int8":
+        yield f"{place}.dtype: speech models of transformers run in float32, bfloat16 or float16"
     if table.task is Task.SPEECH:
         yield from _voice_without_effect(place, table, limits)
 

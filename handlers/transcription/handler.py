@@ -1,50 +1,44 @@
-"""Transcription: an audio file in, its text out, one file at a time."""
+"""Transcription: an audio file in, its segments out, over batches of windows that all callers share."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
+
+import anyio
 
 from batching.batcher import Batcher
-from batching.job import Caller, CancelToken, Job
+from batching.job import Caller, Job
 from batching.worker import Worker
-from handlers.audio.decode import decode, measure_seconds
-from handlers.audio.waveform import Waveform
+from handlers.audio.decode import measure_seconds, read_blocks
 from handlers.devices import is_out_of_memory, release_memory
 from handlers.errors import InvalidRequest
 from handlers.spec import ModelSpec
 from handlers.stats import ModelStats
-from handlers.transcription.types import Segment, Transcript, TranscriptionRequest
+from handlers.transcription.admission import Admission, Place
+from handlers.transcription.engine import Engine, EngineFacts, Heard, Options, Window
+from handlers.transcription.loading import load_engine
+from handlers.transcription.transcription import FileTranscription
+from handlers.transcription.types import TranscriptionRequest
+from handlers.transcription.vad import VoiceModel, load_voice_model
+from handlers.transcription.windows import Windows
 
-_MAX_PROMPT = 890  # characters: four of English to each of the 223 tokens
-
-
-class Engine(Protocol):
-    """languages: ISO-639-1 codes. device, dtype: where it runs and in which number format."""
-
-    languages: Sequence[str]
-    device: str
-    dtype: str
-
-    def transcribe(self, waveform: Waveform, request: TranscriptionRequest, cancel: CancelToken) -> Transcript:
-        """The text of 16 kHz audio. Once cancelled, whatever it returns is thrown away."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Recording:
-    request: TranscriptionRequest
-    cancel: CancelToken
+# Windows are 30 s long, and padding is part of them.
+_MOST_PADDING_MS = 5_000
 
 
 class WhisperHandler:
-    """A Whisper model. Its queue is counted in seconds of audio.
+    """A speech model. Its queue is counted in files and in seconds of audio, its batches in windows.
 
     max_audio_seconds: the longest recording that is taken.
-    load_engine: opens the model files in a folder.
+    load_engine: opens the model files in a folder. load_voices: opens the network that finds speech.
     """
 
     _engine: Engine
+    _voice_model: VoiceModel
+    _batcher: Batcher[Window, Heard]
 
     def __init__(
         self,
@@ -52,132 +46,205 @@ class WhisperHandler:
         open_source: Callable[[str], Path],
         *,
         max_audio_seconds: float = 3600,
-        load_engine: Callable[[ModelSpec, Path], Engine] | None = None,
+        load_engine: Callable[[ModelSpec, Path], Engine] = load_engine,
+        load_voices: Callable[[], VoiceModel] = load_voice_model,
     ) -> None:
         self.spec = spec
         self._open_source = open_source
         self._max_audio_seconds = max_audio_seconds
-        self._load_engine = load_engine or _load_whisper
+        self._load_engine = load_engine
+        self._load_voices = load_voices
         self._audio_seconds = 0.0
         self._worker = Worker(spec.id)
         self._preparation = Worker(f"{spec.id} files")
-        # The engine takes one file after another: in a larger batch the first would wait for the last.
-        self._batcher: Batcher[_Recording, Transcript] = Batcher(
-            spec.id,
-            self._transcribe_all,
-            replace(spec.limits, max_batch_size=1),
+        self._admission = Admission(spec.id, spec.limits)
+        self._left = anyio.Event()
+
+    async def load(self) -> None:
+        self._engine = await self._worker.run(self._load)
+        # The bounds are those of the files; a window of an admitted one is never refused.
+        limits = replace(self.spec.limits, max_queue_size=sys.maxsize, max_queue_cost=sys.maxsize)
+        self._batcher = Batcher(
+            self.spec.id,
+            self._engine.transcribe,
+            limits,
             worker=self._worker,
             is_out_of_memory=is_out_of_memory,
             release_memory=release_memory,
         )
 
-    async def load(self) -> None:
-        await self._worker.run(self._load)
-
     async def run(self) -> None:
         await self._batcher.run()
 
     async def drain(self) -> None:
+        self._admission.closed = True
+        while self._admission.files:
+            self._left = anyio.Event()
+            await self._left.wait()
         await self._batcher.drain()
 
     def describe(self) -> Mapping[str, Any]:
         facts = {"capabilities": ["transcription"], "max_audio_seconds": self._max_audio_seconds}
-        if not hasattr(self, "_engine"):
-            return facts
-        engine = self._engine
-        return {**facts, "languages": list(engine.languages), "device": engine.device, "dtype": engine.dtype}
+        return {**facts, **_described(self._engine.facts)} if hasattr(self, "_engine") else facts
 
     def stats(self) -> ModelStats:
-        return ModelStats(self._batcher.stats(), audio_seconds=self._audio_seconds)
-
-    async def open(self, request: TranscriptionRequest, caller: Caller) -> "_WholeFile":
-        if request.task == "translate":
-            raise InvalidRequest(f"`{self.spec.id}` cannot translate. Use another model.", "model", "invalid_value")
-        return _WholeFile(self, request, caller)
-
-    async def transcribe(self, request: TranscriptionRequest, caller: Caller) -> Transcript:
-        """Raises InvalidRequest (UnsupportedMedia, TooLarge) before the file waits for its turn, or QueueFull."""
-        self._refuse_unknown_language(request.language)
-        _refuse_long_prompt(request.prompt)
-        with self._batcher.place(caller):
-            seconds = await self._preparation.run(self._measure, request.file)
-        cancel = CancelToken()
-        recording = _Recording(request, cancel)
-        transcript = await self._batcher.submit(Job(recording, caller, cost=max(1, ceil(seconds)), cancel=cancel))
-        self._audio_seconds += transcript.duration
-        return transcript
-
-    def _refuse_unknown_language(self, language: str | None) -> None:
-        languages = self._engine.languages
-        if language is None or language in languages:
-            return
-        if len(languages) == 1:
-            known = f"only knows `{languages[0]}`: send that, leave `language` out,"
-        else:
-            known = "knows other ISO-639-1 codes, such as `en` or `de`: send one, leave `language` out to detect it,"
-        raise InvalidRequest(
-            f"`{self.spec.id}` does not know the language {language!r}. It {known} or use another model.",
-            "language",
-            "invalid_value",
+        """What waits is in seconds of audio, read or not."""
+        batches = self._batcher.stats()
+        waiting = max(batches.waiting_cost, ceil(self._admission.seconds))
+        return ModelStats(
+            replace(batches, waiting_cost=waiting, refused=batches.refused + self._admission.refused),
+            audio_seconds=self._audio_seconds,
         )
 
-    def _load(self) -> None:
-        self._engine = self._load_engine(self.spec, self._open_source(self.spec.source))
+    async def open(self, request: TranscriptionRequest, caller: Caller) -> FileTranscription:
+        """As TranscriptionHandler.open. The file is measured, and its first half minute read."""
+        options = self._options(request)
+        self._refuse_impossible(request)
+        self._batcher.check_room()
+        place = self._admission.admit()
+        try:
+            text_tokens = await self._measure(request, caller, place)
+            return await self._begin(request, options, caller, place, text_tokens)
+        except BaseException:
+            self._leave(place)
+            raise
 
-    def _measure(self, file: BinaryIO) -> float:
+    async def _measure(self, request: TranscriptionRequest, caller: Caller, place: Place) -> int:
+        """Tokens of the prompt; the length goes into the place."""
+        with self._batcher.place(caller):
+            text_tokens = await self._preparation.run(self._count_prompt, request)
+            seconds = await self._preparation.run(self._seconds, request.file)
+        place.measured(seconds)
+        return text_tokens
+
+    async def _begin(
+        self, request: TranscriptionRequest, options: Options, caller: Caller, place: Place, text_tokens: int
+    ) -> FileTranscription:
+        blocks = read_blocks(request.file, max_seconds=self._max_audio_seconds)
+        windows = Windows(blocks, self._voice_model, request.voice_activity, self._engine.facts.window_seconds)
+
+        def transcribed(job: Job[Window, Heard]) -> None:
+            place.transcribed(job.work.seconds)
+            self._record_pace(job)
+
+        def end() -> None:
+            self._audio_seconds += windows.duration
+            self._leave(place)
+
+        transcription = FileTranscription(
+            windows,
+            options,
+            caller,
+            batcher=self._batcher,
+            preparation=self._preparation,
+            in_flight=self.spec.limits.max_batch_size,
+            text_tokens=text_tokens,
+            on_transcribed=transcribed,
+            on_end=end,
+        )
+        try:
+            await transcription.read()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._preparation.run(windows.close)
+            raise
+        return transcription
+
+    def _leave(self, place: Place) -> None:
+        place.release()
+        self._left.set()
+
+    def _record_pace(self, job: Job[Window, Heard]) -> None:
+        timing = job.timing
+        if timing.started is not None and timing.ended is not None:
+            self._admission.pace.record(job.cost * timing.batch_size, timing.ended - timing.started)
+
+    def _options(self, request: TranscriptionRequest) -> Options:
+        """Where a single language is left, none need be detected."""
+        known = self._engine.facts.languages
+        if request.language is not None:
+            _refuse_unknown(self.spec.id, request.language, known, "language")
+        for language in request.languages:
+            _refuse_unknown(self.spec.id, language, known, "languages")
+        possible = request.languages or known
+        return Options(
+            language=request.language or (possible[0] if len(possible) == 1 else None),
+            languages=request.languages,
+            task=request.task,
+            prompt=request.prompt,
+            keywords=request.keywords,
+            temperature=request.temperature,
+            word_timestamps=request.word_timestamps,
+            logprobs=request.logprobs,
+        )
+
+    def _refuse_impossible(self, request: TranscriptionRequest) -> None:
+        facts, model = self._engine.facts, f"`{self.spec.id}`"
+        if request.task == "translate" and not facts.translates:
+            raise InvalidRequest(
+                f"{model} only transcribes. Translate with a multilingual Whisper model, such as `whisper-small`, "
+                "or ask for a transcription.",
+                "model",
+                "unsupported_value",
+            )
+        if request.word_timestamps and not facts.word_timestamps:
+            raise InvalidRequest(
+                f"{model} cannot tell when each word was said. Ask for `segment` timestamps only.",
+                "timestamp_granularities",
+                "unsupported_value",
+            )
+        if request.logprobs and not facts.logprobs:
+            raise InvalidRequest(
+                f"{model} does not tell how probable its tokens are. Leave `logprobs` out of `include`.",
+                "include",
+                "unsupported_value",
+            )
+        if request.voice_activity.prefix_padding_ms > _MOST_PADDING_MS:
+            raise InvalidRequest(
+                f"`prefix_padding_ms` is at most {_MOST_PADDING_MS}. Send a smaller one.",
+                "chunking_strategy",
+                "invalid_value",
+            )
+
+    def _count_prompt(self, request: TranscriptionRequest) -> int:
+        """Whisper looks at the last tokens only: names at the beginning would be lost without a word."""
+        count, most = self._engine.count_prompt(request.prompt, request.keywords), self._engine.facts.max_prompt_tokens
+        if count > most:
+            param = "prompt" if request.prompt else "keywords"
+            raise InvalidRequest(
+                f"The prompt and the keywords have {count} tokens, and at most {most} are taken. Send fewer words.",
+                param,
+                "string_above_max_length",
+            )
+        return count
+
+    def _seconds(self, file: BinaryIO) -> float:
         return measure_seconds(file, max_seconds=self._max_audio_seconds)
 
-    def _transcribe_all(self, recordings: Sequence[_Recording]) -> Sequence[Transcript | Exception]:
-        return [self._transcribe(recording) for recording in recordings]
-
-    def _transcribe(self, recording: _Recording) -> Transcript | InvalidRequest:
-        try:
-            waveform = decode(recording.request.file, max_seconds=self._max_audio_seconds)
-        except InvalidRequest as refusal:
-            return refusal
-        return self._engine.transcribe(waveform, recording.request, recording.cancel)
+    def _load(self) -> Engine:
+        engine = self._load_engine(self.spec, self._open_source(self.spec.source))
+        self._voice_model = self._load_voices()
+        return engine
 
 
-class _WholeFile:
-    """One segment, with the whole text."""
-
-    def __init__(self, handler: WhisperHandler, request: TranscriptionRequest, caller: Caller) -> None:
-        self._handler = handler
-        self._request = request
-        self._caller = caller
-        self._transcript = Transcript("", None, 0.0)
-
-    async def __aenter__(self) -> "_WholeFile":
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        """Cancelling the iteration has stopped the engine."""
-
-    async def __aiter__(self) -> AsyncIterator[Segment]:
-        whole = await self._handler.transcribe(self._request, self._caller)
-        segment = Segment(0, 0, 0.0, whole.duration, whole.text, (), 0.0, 0.0, 0.0, 0.0)
-        self._transcript = replace(whole, segments=(segment,) if whole.text else ())
-        if whole.text:
-            yield segment
-
-    def transcript(self) -> Transcript:
-        return self._transcript
+def _refuse_unknown(model: str, language: str, known: Sequence[str], param: str) -> None:
+    if language in known:
+        return
+    if len(known) == 1:
+        way_out = f"only knows `{known[0]}`: send that, leave `{param}` out,"
+    else:
+        way_out = f"knows other ISO-639-1 codes, such as `en` or `de`: send one, leave `{param}` out to detect it,"
+    raise InvalidRequest(
+        f"`{model}` does not know the language {language!r}. It {way_out} or use another model.", param, "invalid_value"
+    )
 
 
-def _refuse_long_prompt(prompt: str | None) -> None:
-    """Whisper looks at the last 223 tokens only: a glossary at the beginning would be lost without a word."""
-    if prompt is not None and len(prompt) > _MAX_PROMPT:
-        raise InvalidRequest(
-            f"The prompt has {len(prompt)} characters, and at most {_MAX_PROMPT} are taken. Send fewer words.",
-            "prompt",
-            "string_above_max_length",
-        )
-
-
-def _load_whisper(spec: ModelSpec, folder: Path) -> Engine:
-    from handlers.transcription.openmp import import_ctranslate2
-
-    import_ctranslate2()
-    from handlers.transcription.faster_whisper import load
-
-    return load(spec, folder)
+def _described(facts: EngineFacts) -> Mapping[str, Any]:
+    return {
+        "languages": list(facts.languages),
+        "translates": facts.translates,
+        "word_timestamps": facts.word_timestamps,
+        "logprobs": facts.logprobs,
+        "device": facts.device,
+        "dtype": facts.dtype,
+    }

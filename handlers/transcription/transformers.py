@@ -2,21 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from handlers.devices import pick_device, pick_dtype
 from handlers.errors import ModelLoadError
 from handlers.pretrained import cannot_load, load_pretrained, log_placement
 from handlers.spec import ModelSpec
 from handlers.transcription.engine import SAMPLE_RATE, Engine
-
-
-def engine_for(spec: ModelSpec, folder: Path) -> Literal["faster-whisper", "transformers"]:
-    """The engine that the description names; with "auto" the one that the files are for."""
-    if spec.engine == "auto":
-        converted = (folder / "model.bin").is_file()
-        return "transformers" if _config(folder) and not converted else "faster-whisper"
-    return "transformers" if spec.engine == "transformers" else "faster-whisper"
 
 
 def load(spec: ModelSpec, folder: Path) -> Engine:

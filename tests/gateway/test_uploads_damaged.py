@@ -11,7 +11,8 @@ import pytest
 
 from tests.gateway.fakes import app
 from tests.handlers.audio_files import CONTAINERS, damaged, encoded, sweep
-from tests.handlers.test_transcription import SPEC, FakeEngine, serving
+from tests.handlers.speech_models import FakeEngine
+from tests.handlers.test_transcription_handler import SPEC, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

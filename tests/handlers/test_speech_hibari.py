@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batching.job import Caller, CancelToken
+from batching.job import Caller
 from handlers.audio.decode import decode
 from handlers.audio.waveform import Waveform
 from handlers.errors import InvalidRequest, ModelLoadError
@@ -23,7 +23,7 @@ from handlers.speech.types import Sentence, SpeechRequest
 from handlers.starter import SPEECH, TRANSCRIPTION
 from handlers.transcription.faster_whisper import WhisperEngine
 from handlers.transcription.faster_whisper import load as load_whisper
-from handlers.transcription.types import TranscriptionRequest
+from tests.handlers.speech_models import text_of
 from tests.wer import word_error_rate
 
 TEXT = (
@@ -162,7 +162,7 @@ def whisper(models_dir: Path) -> WhisperEngine:
 
 def heard(whisper: WhisperEngine, audio: bytes) -> str:
     waveform = decode(BytesIO(audio), max_seconds=60)
-    return whisper.transcribe(waveform, TranscriptionRequest(BytesIO()), CancelToken()).text
+    return text_of(whisper, waveform)
 
 
 @pytest.mark.models

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batching.job import CancelToken
 from handlers.audio.decode import SAMPLE_RATE, decode
 from handlers.audio.encode import Encoder
 from handlers.sources import fetch
@@ -15,7 +14,7 @@ from handlers.speech import hibari
 from handlers.speech.types import Sentence
 from handlers.starter import SPEECH, TRANSCRIPTION
 from handlers.transcription.faster_whisper import load as load_whisper
-from handlers.transcription.types import TranscriptionRequest
+from tests.handlers.speech_models import text_of
 from tests.wer import word_error_rate
 
 SUBJECTS = (
@@ -53,5 +52,5 @@ def test_fifty_sentences_are_understood(models_dir: Path) -> None:
         audio = encoder.write(answer) + encoder.finish()
         waveform = decode(BytesIO(audio), max_seconds=60)
         assert len(waveform) > SAMPLE_RATE
-        heard.append(whisper.transcribe(waveform, TranscriptionRequest(BytesIO()), CancelToken()).text)
+        heard.append(text_of(whisper, waveform))
     assert word_error_rate(" ".join(texts), " ".join(heard)) <= 0.05

@@ -13,8 +13,9 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from handlers.errors import ModelLoadError
 from handlers.spec import ModelSpec, Task
 from handlers.transcription.engine import SAMPLE_RATE, Engine, Heard, Options, Window
+from handlers.transcription.loading import engine_name
 from handlers.transcription.segments import split
-from handlers.transcription.transformers import engine_for, load
+from handlers.transcription.transformers import load
 from tests.handlers.tiny_whisper import FIRST_TIMESTAMP, save_whisper
 
 EVERYTHING = Options(language="en", temperature=0.2, word_timestamps=True, logprobs=True)
@@ -191,4 +192,4 @@ def test_the_engine_is_the_one_that_is_named_or_that_the_files_are_for(
 ) -> None:
     for name in files:
         (tmp_path / name).write_text('{"model_type": "whisper"}')
-    assert engine_for(replace(spec(), engine=engine), tmp_path) == chosen
+    assert engine_name(replace(spec(), engine=engine), tmp_path) == chosen
