@@ -10,6 +10,8 @@ import httpx2
 from proxy import target
 from proxy.errors import UpstreamTimeout, UpstreamUnreachable
 from proxy.headers import RawHeaders, request_headers, response_headers
+from proxy.retry import is_repeatable
+from proxy.transport import PooledTransport
 
 # Seconds. Shorter than the 5 s after which common servers close an idle connection, so that it is seldom closed
 # under a request that is just being sent.
@@ -51,25 +53,19 @@ class Upstream:
     ) -> None:
         self._base_url = target.base_url(base_url)
         self._api_key = _header_safe(api_key)
-        self._client = httpx2.AsyncClient(
-            http1=True,
-            http2=False,
-            follow_redirects=False,
-            trust_env=False,
-            limits=httpx2.Limits(
-                max_connections=max_connections,
-                max_keepalive_connections=max_connections,
-                keepalive_expiry=KEEPALIVE,
-            ),
-            timeout=httpx2.Timeout(
-                connect=connect_timeout, read=read_timeout, write=WRITE_TIMEOUT, pool=connect_timeout
-            ),
-            transport=transport,
+        self._transport = transport or PooledTransport(
+            self._base_url, max_connections=max_connections, keepalive=KEEPALIVE
         )
+        self._timeouts = {
+            "connect": connect_timeout,
+            "read": read_timeout,
+            "write": WRITE_TIMEOUT,
+            "pool": connect_timeout,
+        }
 
     async def aclose(self) -> None:
         """Close every connection; replies still open break off."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
     @asynccontextmanager
     async def send(
@@ -80,18 +76,21 @@ class Upstream:
         path: as the client sent it, percent-encoded and with its query (`proxy.target.path_of`).
         Raises UnsafePath, UpstreamUnreachable or UpstreamTimeout.
         """
-        # Made by hand: the client would add headers of its own, and the cookies that replies to others have set.
         request = httpx2.Request(
             method,
             target.join(self._base_url, path),
             headers=request_headers(headers, self._api_key),
             content=body,
+            extensions={"timeout": self._timeouts, "repeatable": is_repeatable(method, path)},
         )
         with _upstream_errors():
-            response = await self._client.send(request, stream=True)
-        async with aclosing(response):
+            # Not through a client: it would keep cookies, follow redirects and log, at the price of half a relay.
+            response = await self._transport.handle_async_request(request)
+        stream = response.stream
+        assert isinstance(stream, httpx2.AsyncByteStream)
+        async with aclosing(stream):
             _refuse_redirect(response.status_code)
-            async with aclosing(_chunks(response)) as chunks:
+            async with aclosing(_chunks(stream)) as chunks:
                 yield UpstreamReply(response.status_code, response_headers(response.headers.raw), chunks)
 
 
@@ -101,11 +100,10 @@ def _header_safe(api_key: str | None) -> str | None:
     return api_key
 
 
-async def _chunks(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
+async def _chunks(stream: httpx2.AsyncByteStream) -> AsyncGenerator[bytes, None]:
     with _upstream_errors():
-        async with aclosing(response.aiter_raw()) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        async for chunk in stream:
+            yield chunk
 
 
 def _refuse_redirect(status: int) -> None:
