@@ -4,6 +4,8 @@ ProxyError
 ├── UnsafePath                 the client's path is not one that is passed on
 └── UpstreamError
     ├── UpstreamUnreachable    no connection, no HTTP, a redirect, or a reply cut short
+    │   └── UpstreamSpared     its circuit breaker is open
+    ├── UpstreamDeclined       a status that is not passed on, as somebody else can answer
     └── UpstreamTimeout        a connection, a free slot in the pool, or the next bytes did not come in time
 
 The texts are fixed and fit to be shown to a client; what happened underneath is `__cause__` and is for the log only.
@@ -20,11 +22,31 @@ class UnsafePath(ProxyError):
 
 
 class UpstreamError(ProxyError):
-    """The upstream gave no reply, or only part of one."""
+    """The upstream gave no reply, or only part of one. sent: whether it may have got the request."""
+
+    def __init__(self, text: str, *, sent: bool = True) -> None:
+        super().__init__(text)
+        self.sent = sent
 
 
 class UpstreamUnreachable(UpstreamError):
     """The upstream cannot be reached, or does not answer as an HTTP server should."""
+
+
+class UpstreamSpared(UpstreamUnreachable):
+    """It failed too often in the last moments to be asked again. retry_after: seconds until it is."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("the upstream has failed too often and is left alone for a moment", sent=False)
+        self.retry_after = retry_after
+
+
+class UpstreamDeclined(UpstreamError):
+    """It answered with a status for which another answer is at hand."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the upstream answered with status {status}")
+        self.status = status
 
 
 class UpstreamTimeout(UpstreamError):

@@ -45,12 +45,23 @@ ABOUT_THE_UPSTREAM = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-se
 CROSS_ORIGIN = b"access-control-"
 
 
-def request_headers(headers: Iterable[tuple[bytes, bytes]], api_key: str | None) -> RawHeaders:
+# What a client says to this server alone.
+ABOUT_THE_ROUTE = frozenset({b"x-gateway-route", b"x-local-only"})
+_DROPPED = CREDENTIALS | CALLER_ADDRESS | REWRITTEN | ABOUT_THE_ROUTE
+# What this server says of itself; a gateway further on says it of its own.
+SERVED = frozenset({b"x-served-by", b"x-served-because"})
+
+
+def request_headers(
+    headers: Iterable[tuple[bytes, bytes]], api_key: str | None, *, keep_credentials: bool = False
+) -> RawHeaders:
     """The client's headers as the upstream may see them: without its credentials, with the gateway's own key if any.
+
+    keep_credentials: but for `authorization`, cookies and keys stay behind then, too.
 
     The client's content-length stays, unless the body came chunked; then the sender counts it.
     """
-    dropped = CREDENTIALS | CALLER_ADDRESS | REWRITTEN
+    dropped = _DROPPED - {b"authorization"} if keep_credentials else _DROPPED
     kept = [(name, value) for name, value in _end_to_end(headers) if name not in dropped]
     # A compressed reply would have to be passed on as it is, whatever the client can read.
     kept.append((b"accept-encoding", b"identity"))
@@ -67,7 +78,7 @@ def response_headers(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     kept = [
         (name, value)
         for name, value in _end_to_end(headers)
-        if name not in ABOUT_THE_UPSTREAM and name != b"x-served-by" and not name.startswith(CROSS_ORIGIN)
+        if name not in ABOUT_THE_UPSTREAM and name not in SERVED and not name.startswith(CROSS_ORIGIN)
     ]
     return [(b"x-upstream-request-id" if name == b"x-request-id" else name, value) for name, value in kept]
 

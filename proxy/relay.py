@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import math
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Self
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
@@ -45,29 +47,22 @@ class RelayResponse:
         self._send_timeout = send_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with _until_client_leaves(receive), AsyncExitStack() as exchange:
-            async with _until(self._deadline):
-                reply = await exchange.enter_async_context(self._exchange)
-            await self._relay(reply, _in_time(send, self._send_timeout))
+        async with _Guard(receive, self._deadline) as guard, self._exchange as reply:
+            await self._relay(reply, guard, guard.in_time(send, self._send_timeout))
 
-    async def _relay(self, reply: UpstreamReply, send: Send) -> None:
+    async def _relay(self, reply: UpstreamReply, guard: "_Guard", send: Send) -> None:
         # With the first chunk at hand the start is worth promising: a failure up to here can still have its own status.
-        chunk = await self._next_chunk(reply)
+        chunk = await guard.next_chunk(reply)
         await send({"type": "http.response.start", "status": reply.status, "headers": [*reply.headers, SERVED_BY]})
         end = b""
         try:
-            while chunk is not None:
-                await send(_body(chunk))
+            while not reply.chunks.complete:
+                await send(_body(chunk, more=True))
                 end = (end + chunk[-3:])[-3:]
-                chunk = await self._next_chunk(reply)
+                chunk = await guard.next_chunk(reply)
         except UpstreamError as exc:
-            await send(_body(self._closing_event(exc, reply, end)))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _next_chunk(self, reply: UpstreamReply) -> bytes | None:
-        """None at the end. Raises UpstreamUnreachable or UpstreamTimeout."""
-        async with _until(self._deadline):
-            return await anext(reply.chunks, None)
+            chunk = self._closing_event(exc, reply, end)
+        await send(_body(chunk, more=False))
 
     def _closing_event(self, exc: UpstreamError, reply: UpstreamReply, end: bytes) -> bytes:
         event = self._on_error(exc) if accepts_more_events(reply.headers) else None
@@ -78,47 +73,98 @@ class RelayResponse:
         return event if end.endswith(EVENT_ENDS) else b"\n\n" + event
 
 
-def _body(chunk: bytes) -> Message:
-    return {"type": "http.response.body", "body": chunk, "more_body": True}
+def _body(chunk: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": chunk, "more_body": more}
 
 
-@asynccontextmanager
-async def _until(deadline: float | None) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout_at(deadline):
-            yield
-    except TimeoutError as exc:
-        raise UpstreamTimeout("the upstream's reply was not complete in time") from exc
+class _Guard:
+    """Ends what runs inside when the client leaves, or when it takes too long: by one cancellation, which comes out as
+    ClientDisconnect or UpstreamTimeout.
 
+    One timer serves the whole exchange; a timeout around every read and write would cost as much as those do.
+    """
 
-def _in_time(send: Send, seconds: float) -> Send:
-    async def send_in_time(message: Message) -> None:
+    def __init__(self, receive: Receive, deadline: float | None) -> None:
+        self._receive = receive
+        self._deadline = math.inf if deadline is None else deadline
+        self._due = self._deadline
+        self._ended_by: Exception | None = None
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None, "a response is called in a task"
+        self._task = task
+        self._listener = self._loop.create_task(_disconnected(self._receive))
+        self._listener.add_done_callback(self._client_left)
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._set_timer()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: object) -> None:
+        self._listener.remove_done_callback(self._client_left)
+        self._listener.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        if isinstance(exc, asyncio.CancelledError):
+            self._raise_reason(exc)
+
+    async def next_chunk(self, reply: UpstreamReply) -> bytes:
+        """Empty at the end. Raises UpstreamUnreachable, or UpstreamTimeout, also at the deadline."""
         try:
-            async with asyncio.timeout(seconds):
+            return await anext(reply.chunks, b"")
+        except asyncio.CancelledError as exc:
+            if isinstance(self._ended_by, UpstreamTimeout):
+                self._raise_reason(exc)
+            raise
+
+    def _raise_reason(self, exc: asyncio.CancelledError) -> None:
+        """Unless somebody else has cancelled the task, too."""
+        reason, self._ended_by = self._ended_by, None
+        self._deadline = self._due = math.inf
+        if reason is not None and self._task.uncancel() == 0:
+            raise reason from exc
+
+    def in_time(self, send: Send, seconds: float) -> Send:
+        """`send` that is given up when the client takes nothing for so long."""
+
+        async def send_in_time(message: Message) -> None:
+            self._due = self._loop.time() + seconds
+            if self._timer_at > self._due:
+                self._set_timer()
+            try:
                 await send(message)
-        except OSError as exc:  # a TimeoutError too; a server of ASGI 2.4 raises others when the client left
-            raise ClientDisconnect from exc
+            except OSError as exc:  # how a server of ASGI 2.4 says that the client left
+                raise ClientDisconnect from exc
+            finally:
+                self._due = self._deadline
 
-    return send_in_time
+        return send_in_time
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._due
+        self._timer = None if self._due == math.inf else self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        if self._loop.time() < self._due:
+            self._set_timer()
+            return
+        self._timer = None
+        sending = self._due != self._deadline
+        self._end(ClientDisconnect() if sending else UpstreamTimeout("the upstream's reply was not complete in time"))
+
+    def _client_left(self, _: object) -> None:
+        self._end(ClientDisconnect())
+
+    def _end(self, reason: Exception) -> None:
+        if self._ended_by is None:
+            self._ended_by = reason
+            self._task.cancel()
 
 
-@asynccontextmanager
-async def _until_client_leaves(receive: Receive) -> AsyncIterator[None]:
-    """When the client leaves, cancels what runs inside and raises ClientDisconnect."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            listener = tasks.create_task(_raise_on_disconnect(receive))
-            yield
-            listener.cancel()
-    except BaseExceptionGroup as group:
-        # The edge's table of errors knows the bare exception; what was raised inside comes last.
-        error = group.exceptions[-1]
-    else:
-        return
-    raise error
-
-
-async def _raise_on_disconnect(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    raise ClientDisconnect

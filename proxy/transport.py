@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -35,9 +35,9 @@ class PooledTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Raises the exceptions of httpx2's own transport.
 
-        Extensions: `timeout`, as httpx has it. `repeatable`: whether it does no harm if the server gets it twice. Such
-        a request may find that the server has just closed the idle connection which it was sent on, and goes out once
-        more on a new one; any other gets a new one at once.
+        Extensions: `timeout`, as httpx has it, with `first_byte` beside `read`. `repeatable`: whether it does no harm
+        if the server gets it twice. Such a request may find that the server has just closed the idle connection which
+        it was sent on, and goes out once more on a new one; any other gets a new one at once.
         """
         head = _head(request)
         await self._take_place(request.extensions["timeout"]["pool"])
@@ -60,9 +60,11 @@ class PooledTransport(httpx2.AsyncBaseTransport):
         timeouts = request.extensions["timeout"]
         stream = request.stream
         assert isinstance(stream, httpx2.AsyncByteStream)
-        body = request.content if isinstance(stream, httpx2.ByteStream) else stream
+        body = b"".join(stream) if isinstance(stream, httpx2.ByteStream) else stream
+        if not isinstance(body, bytes) and "transfer-encoding" in request.headers:
+            body = _chunked(body)
         await connection.send(request.method, head, body, timeouts["write"])
-        status, headers = await connection.head(timeouts["read"])
+        status, headers = await connection.head(timeouts["first_byte"])
         return httpx2.Response(status, headers=headers, stream=_Body(self, connection, timeouts["read"]))
 
     async def aclose(self) -> None:
@@ -139,22 +141,36 @@ class PooledTransport(httpx2.AsyncBaseTransport):
         return await asyncio.shield(self._lookup)
 
 
-class _Body(httpx2.AsyncByteStream):
+class _Body(httpx2.AsyncByteStream, AsyncIterator[bytes]):
     def __init__(self, pool: PooledTransport, connection: Connection, timeout: float) -> None:
         self._pool = pool
         self._connection: Connection | None = connection
         self._timeout = timeout
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        connection = self._connection
-        assert connection is not None
-        while piece := await connection.piece(self._timeout):
-            yield piece
+    @property
+    def complete(self) -> bool:
+        return self._connection is None or self._connection.complete
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = b"" if self._connection is None else await self._connection.piece(self._timeout)
+        if not piece:
+            raise StopAsyncIteration
+        return piece
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             self._pool._release(connection)
+
+
+async def _chunked(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    async for piece in pieces:
+        if piece:
+            yield b"%x\r\n%b\r\n" % (len(piece), piece)
+    yield b"0\r\n\r\n"
 
 
 def _look_up(host: str, port: int) -> Sequence[str]:

@@ -52,9 +52,8 @@ def test_the_plan_of_a_request(facts: Facts, expected: Plan) -> None:
 
 
 def test_what_is_marked_local_only_never_leaves_whatever_else_is_true() -> None:
-    for mode, *known in product(Mode, *[[True, False]] * 4):
-        served_here, ready, served_upstream, available = known
-        for wish in (None, *Target):
+    for served_here, ready, served_upstream, available in product([True, False], repeat=4):
+        for mode, wish in product(Mode, [None, *Target]):
             decided = plan(
                 Facts(mode, served_here, ready, 9.0, 5.0, served_upstream, available, wish=wish, local_only=True)
             )

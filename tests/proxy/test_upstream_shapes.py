@@ -8,6 +8,7 @@ import pytest
 import respx
 
 from proxy.errors import UnsafePath, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from proxy.spec import UpstreamSpec
 from proxy.upstream import Upstream
 from tests.proxy.respx_transport import RespxTransport
 from tests.proxy.upstreams import connected
@@ -130,6 +131,6 @@ async def test_cookies_that_one_reply_sets_are_not_sent_with_the_next_request(up
 @pytest.mark.parametrize("api_key", ["", "two words", "key\n", "schlüssel"])
 async def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(api_key: str) -> None:
     with pytest.raises(ValueError, match="API key must be printable") as refusal:
-        Upstream(URL, api_key=api_key, connect_timeout=1, read_timeout=1, max_connections=1)
+        Upstream(UpstreamSpec(URL, api_key=api_key))
 
     assert not api_key or api_key not in str(refusal.value)

@@ -5,6 +5,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import httpx2
 
+from proxy.spec import UpstreamSpec
 from proxy.upstream import Upstream
 
 CONNECT_TIMEOUT = 5.0
@@ -19,13 +20,14 @@ async def connected(
     max_connections: int = 4,
     transport: httpx2.AsyncBaseTransport | None = None,
 ) -> AsyncIterator[Upstream]:
-    upstream = Upstream(
+    spec = UpstreamSpec(
         url,
         api_key=api_key,
         connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=READ_TIMEOUT,
+        first_byte_timeout=READ_TIMEOUT,
+        idle_timeout=READ_TIMEOUT,
         max_connections=max_connections,
-        transport=transport,
     )
+    upstream = Upstream(spec, transport=transport)
     async with aclosing(upstream):
         yield upstream
