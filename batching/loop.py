@@ -113,6 +113,7 @@ class BatchLoop(ABC, Generic[J]):
             outcomes=dict(self._tally.outcomes),
             batch_size=self._tally.batch_size.stats(),
             queue_time=self._tally.queue_time.stats(),
+            predicted_wait=self._pace.seconds_for(self._scheduler.waiting_cost, at_least=0.0),
         )
 
     async def run(self) -> None:

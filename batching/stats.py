@@ -89,7 +89,8 @@ class BatchStats:
 
     cost_limit: what may run together now, after out-of-memory less than configured. refused: requests for which the
     queue was full. out_of_memory: batches, or steps, that did not fit. batch_size: jobs in each batch, or step.
-    queue_time: seconds that jobs waited before they first ran.
+    queue_time: seconds that jobs waited before they first ran. predicted_wait: seconds until what waits now is done, at
+    the present pace.
     """
 
     waiting: int
@@ -102,6 +103,7 @@ class BatchStats:
     batch_size: HistogramStats
     queue_time: HistogramStats
     generation: GenerationStats | None = None
+    predicted_wait: float = 0.0
 
 
 class Tally:

@@ -2,13 +2,14 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from typing import Any
 
 from gateway.settings import Settings
 from handlers.registry import Model
 from handlers.spec import Task
+from proxy.routing import Mode
 
 _CHAT = {"messages": [{"role": "user", "content": "Name three colours."}]}
 _EMBEDDINGS = {"input": "The quick brown fox"}
@@ -22,12 +23,22 @@ def ready_message(settings: Settings, models: Sequence[Model]) -> str:
     blocks = [f"Ready: {url}   (the base URL for OpenAI clients; Ctrl-C stops the server)"]
     if models:
         blocks.append("\n".join(_model_lines(models)))
-    if settings.upstream_url:
-        blocks.append(f"What is not served here goes to {settings.upstream_url}")
+    blocks += _upstream_lines(settings)
     if not settings.api_keys and not is_local(settings.host):
         blocks.append("Warning: no API key is set, so whoever reaches this address can use it; set GATEWAY_API_KEYS")
     blocks.append(f"Try it:\n  {_curl(url, settings, models)}")
     return "\n\n".join(blocks)
+
+
+def _upstream_lines(settings: Settings) -> Iterator[str]:
+    addresses = ", ".join(spec.base_url for spec in settings.upstream_specs())
+    if addresses:
+        what = {
+            Mode.OVERFLOW: "What is not served here, or not soon enough, goes",
+            Mode.FIRST: "Every request first goes",
+            Mode.ONLY: "Every request goes",
+        }.get(settings.upstream_mode, "What is not served here goes")
+        yield f"{what} to {addresses}"
 
 
 def base_url(settings: Settings) -> str:

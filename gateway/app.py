@@ -62,7 +62,7 @@ def _routes(settings: Settings) -> Sequence[Route]:
     return [
         *routes,
         *(() if settings.metrics == "off" else metrics_routes),
-        *(upstream_routes if settings.upstream_url else ()),
+        *(upstream_routes if settings.upstream_specs() else ()),
     ]
 
 

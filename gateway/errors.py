@@ -20,7 +20,7 @@ from starlette.types import ExceptionHandler
 from batching.errors import DeadlineExceeded, EngineFailed, OutOfMemory, ProcessBroken, QueueFull, ShuttingDown
 from gateway.telemetry.context import request_id_var
 from handlers.errors import InvalidRequest, ModelLoading, ModelNotFound, TooLarge, UnsupportedMedia
-from proxy.errors import UnsafePath, UpstreamError, UpstreamTimeout
+from proxy.errors import NotServed, UnsafePath, UpstreamError, UpstreamSpared, UpstreamTimeout
 
 logger = logging.getLogger("gateway.errors")
 
@@ -61,6 +61,10 @@ class RateLimited(Exception):
         super().__init__(limit)
         self.limit = limit
         self.retry_after = retry_after
+
+
+class RouteForbidden(Exception):
+    """The caller's key may not choose that its request goes upstream."""
 
 
 class UnknownUrl(Exception):
@@ -138,7 +142,7 @@ def _invalid(status: int) -> Callable[[InvalidRequest], ApiError]:
     return lambda exc: ApiError(status, "invalid_request_error", exc.message, exc.code, exc.param)
 
 
-def _model_not_found(exc: ModelNotFound) -> ApiError:
+def _model_not_found(exc: ModelNotFound | NotServed) -> ApiError:
     message = (
         f"The model `{quote(exc.model)}` does not exist or you do not have access to it. "
         "GET /v1/models lists the models served here."
@@ -217,6 +221,17 @@ def _upstream(status: int, code: str, exc: UpstreamError) -> ApiError:
     return ApiError(status, "upstream_error", f"The request was passed on, but {exc}. Retry later.", code)
 
 
+def _upstream_spared(exc: UpstreamSpared) -> ApiError:
+    seconds = _whole_seconds(exc.retry_after)
+    message = f"The request was not passed on: {exc}. Retry in {seconds} s."
+    return ApiError(502, "upstream_error", message, "upstream_unreachable", headers={"retry-after": seconds})
+
+
+def _route_forbidden(exc: RouteForbidden) -> ApiError:
+    message = "This API key may not choose where a request goes. Send it without the header x-gateway-route: upstream."
+    return ApiError(403, "permission_error", message, "route_not_allowed", "x-gateway-route")
+
+
 def _unknown_url(exc: UnknownUrl) -> ApiError:
     message = (
         f"Unknown URL: {quote(str(exc))}. The base URL of an OpenAI client must end in /v1; "
@@ -271,6 +286,9 @@ _TABLE: Mapping[type, Callable[[Any], ApiError]] = {
     UnknownUrl: _unknown_url,
     MethodNotAllowed: _method_not_allowed,
     UnsafePath: lambda exc: ApiError(400, "invalid_request_error", f"Invalid URL: {exc}.", "invalid_url"),
+    RouteForbidden: _route_forbidden,
+    NotServed: _model_not_found,
+    UpstreamSpared: _upstream_spared,
     UpstreamError: lambda exc: _upstream(502, "upstream_unreachable", exc),
     UpstreamTimeout: lambda exc: _upstream(504, "upstream_timeout", exc),
     HTTPException: _http_exception,

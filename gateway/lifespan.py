@@ -16,6 +16,7 @@ from handlers.errors import ModelLoadError, SourceError
 from handlers.registry import Registry
 from proxy.images import ImageFetcher
 from proxy.upstream import Upstream
+from proxy.upstreams import Upstreams
 
 logger = logging.getLogger(__name__)
 
@@ -48,23 +49,25 @@ def lifespan_of(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
-        upstream = _open_upstream(settings)
+        upstreams = _open_upstreams(settings, metrics)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_serve_models, registry, partial(on_ready, registry), on_failure)
+                if upstreams is not None:
+                    tasks.start_soon(upstreams.watch)
                 yield State(
                     settings=settings,
                     registry=registry,
                     metrics=metrics,
-                    upstream=upstream,
+                    upstreams=upstreams,
                     images=image_fetcher(settings),
                 )
                 with anyio.move_on_after(settings.drain_timeout):
                     await registry.drain()
                 tasks.cancel_scope.cancel()
         finally:
-            if upstream is not None:
-                await upstream.aclose()
+            if upstreams is not None:
+                await upstreams.aclose()
 
     return lifespan
 
@@ -79,17 +82,13 @@ async def _serve_models(registry: Registry, on_ready: Callable[[], None], on_fai
         on_failure("a model's task died; the log has the traceback")
 
 
-def _open_upstream(settings: Settings) -> Upstream | None:
-    if settings.upstream_url is None:
+def _open_upstreams(settings: Settings, metrics: Metrics) -> Upstreams | None:
+    specs = settings.upstream_specs()
+    if not specs:
         return None
-    key = settings.upstream_api_key
-    return Upstream(
-        settings.upstream_url,
-        api_key=key.get_secret_value() if key else None,
-        connect_timeout=settings.upstream_connect_timeout,
-        read_timeout=settings.upstream_read_timeout,
-        max_connections=settings.max_connections,
-    )
+    upstreams = Upstreams([Upstream(spec) for spec in specs], metrics.upstreams)
+    metrics.upstreams.breakers = upstreams.states
+    return upstreams
 
 
 def image_fetcher(settings: Settings) -> ImageFetcher | None:

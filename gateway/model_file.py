@@ -1,21 +1,24 @@
-"""The TOML file of models: one `[[models]]` table each, checked whole and read into ModelSpec."""
+"""The TOML file: a `[[models]]` table for each model, an `[[upstreams]]` table for each upstream, checked whole."""
 
 import tomllib
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.mistakes import Allowed, Refusal, SettingsError, allowed_values, did_you_mean, reason
-from gateway.values import Count, Folder, Size
+from gateway.model_contents import ModelFile
+from gateway.values import Count, Folder, Size, UpstreamUrl
 from handlers.errors import SourceError
 from handlers.sources import parse as parse_source
 from handlers.spec import SPLIT, ModelSpec, Task
 from handlers.starter import EMBEDDINGS, STARTER_MODELS
+from proxy.routing import Mode
+from proxy.spec import UpstreamSpec
 
 
 def _check_source(source: str) -> str:
@@ -93,6 +96,60 @@ class ModelTable(BaseModel):
     limits: Annotated[LimitsTable, Allowed(f"a table of {', '.join(LimitsTable.model_fields)}")] | None = None
 
 
+UpstreamName = Annotated[
+    str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$"), Allowed("a name of small letters, digits, _ and -, not local")
+]
+Variable = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$"),
+    Allowed("the name of the environment variable that has the key"),
+]
+UpstreamModels = Annotated[
+    tuple[Name, ...] | dict[Name, Name],
+    Field(min_length=1),
+    Allowed('a list of names, or a table from names here to names there, such as { "gpt-large" = "gpt-5" }'),
+]
+Timeout = Annotated[float, Field(strict=True, gt=0, le=86_400), Allowed("a number of seconds above 0 and up to 86400")]
+Weight = Annotated[int, Field(strict=True, ge=1, le=1000), Allowed("a whole number from 1 to 1000")]
+Connections = Annotated[int, Field(strict=True, ge=1, le=65_535), Allowed("a whole number from 1 to 65535")]
+HealthPath = Annotated[
+    str, Field(pattern=r"^(/[A-Za-z0-9._-]+)+$"), Allowed("a path below the base URL, such as /models")
+]
+
+
+class UpstreamTable(BaseModel):
+    """One `[[upstreams]]` table; what is left out has the default of proxy.spec.UpstreamSpec."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: UpstreamName
+    base_url: UpstreamUrl
+    api_key_env: Variable | None = None
+    forward_client_key: Annotated[bool, Field(strict=True), Allowed("true or false")] | None = None
+    models: UpstreamModels | None = None
+    weight: Weight | None = None
+    connect_timeout: Timeout | None = None
+    first_byte_timeout: Timeout | None = None
+    idle_timeout: Timeout | None = None
+    total_timeout: Timeout | None = None
+    max_connections: Connections | None = None
+    health_path: HealthPath | None = None
+    health_interval: Timeout | None = None
+
+
+ModeName = Annotated[Mode, Allowed("off, fallback, overflow, first or only")]
+
+
+class FileTable(BaseModel):
+    """What is neither a model nor an upstream."""
+
+    model_config = ConfigDict(frozen=True)
+
+    upstream_modes: Annotated[
+        dict[Name, ModeName], Allowed('a table from names of models to modes, such as { "gpt-large" = "first" }')
+    ] = Field(default_factory=dict)
+
+
 _ENGINES = {
     Task.CHAT: ("transformers",),
     Task.EMBEDDINGS: ("transformers",),
@@ -118,29 +175,89 @@ _OF_ONE_TASK = {
     "matryoshka_dimensions": Task.EMBEDDINGS,
 }
 _READERS = (Task.CHAT, Task.EMBEDDINGS, Task.RERANK)
-_TABLES: Mapping[str, type[BaseModel]] = {"models": ModelTable, "limits": LimitsTable}
-_ALLOWED = {name: allowed for table in _TABLES.values() for name, allowed in allowed_values(table).items()}
+_TABLES: Mapping[str, type[BaseModel]] = {"models": ModelTable, "upstreams": UpstreamTable}
+_KEYS = (*_TABLES, *FileTable.model_fields)
+_ALLOWED: Mapping[type[BaseModel], Mapping[str, Allowed]] = {
+    table: allowed_values(table) for table in (ModelTable, UpstreamTable, LimitsTable, FileTable)
+}
+
+# What pydantic puts into a location beside names and numbers.
+_INNER = ("[key]", "tuple[constrained-str, ...]", "dict[constrained-str,constrained-str]")
+
+T = TypeVar("T", bound=BaseModel)
 
 
-def read_model_file(path: Path) -> tuple[ModelSpec, ...]:
+def read_model_file(path: Path) -> ModelFile:
     """Raises OSError if the file cannot be read, SettingsError with every mistake in it."""
     document = _parse(path)
-    mistakes = [f"{key}: is unknown{did_you_mean(key, ['models'])}" for key in document if key != "models"]
-    raw_tables = document.get("models")
-    if not isinstance(raw_tables, list) or not raw_tables:
+    mistakes = [f"{key}: is unknown{did_you_mean(key, _KEYS)}" for key in document if key not in _KEYS]
+    if not _is_filled_list(document.get("models", document.get("upstreams"))):
         mistakes.append("models: is missing; write one [[models]] table for each model")
-        raw_tables = []
-    tables: dict[str, ModelTable] = {}
-    for index, raw in enumerate(raw_tables):
-        place = f"models[{index}]"
-        try:
-            tables[place] = ModelTable.model_validate(raw)
-        except ValidationError as exc:
-            mistakes += [_mistake(place, error) for error in exc.errors()]
-    mistakes += [*_contradictions(tables), *_shared_names(tables)]
+    models = _read_tables(document, "models", ModelTable, mistakes)
+    upstreams = _read_tables(document, "upstreams", UpstreamTable, mistakes)
+    modes = _read_modes(document, mistakes)
+    mistakes += [*_contradictions(models), *_shared_names(models), *_upstream_names(upstreams)]
     if mistakes:
         raise SettingsError(f"{path}: {mistake}" for mistake in mistakes)
-    return tuple(_spec(table, path.parent) for table in tables.values())
+    return ModelFile(
+        tuple(_spec(table, path.parent) for table in models.values()),
+        tuple(_upstream(table) for table in upstreams.values()),
+        modes,
+    )
+
+
+def _is_filled_list(value: object) -> bool:
+    return isinstance(value, list) and bool(value)
+
+
+def _read_tables(document: Mapping[str, Any], key: str, table: type[T], mistakes: list[str]) -> dict[str, T]:
+    """By place, such as `models[0]`."""
+    raw_tables = document.get(key, [])
+    if not isinstance(raw_tables, list):
+        if key != "models":
+            mistakes.append(f"{key}: must be tables; write [[{key}]] above each")
+        return {}
+    tables: dict[str, T] = {}
+    for index, raw in enumerate(raw_tables):
+        place = f"{key}[{index}]"
+        try:
+            tables[place] = table.model_validate(raw)
+        except ValidationError as exc:
+            mistakes += [_mistake(place, error, table) for error in exc.errors()]
+    return tables
+
+
+def _read_modes(document: Mapping[str, Any], mistakes: list[str]) -> Mapping[str, Mode]:
+    try:
+        given = {key: value for key, value in document.items() if key in FileTable.model_fields}
+        return FileTable.model_validate(given).upstream_modes
+    except ValidationError as exc:
+        allowed = _ALLOWED[FileTable]["upstream_modes"]
+        for error in exc.errors():
+            name = "".join(f".{part}" for part in error["loc"][1:] if part != "[key]")
+            words = "must be off, fallback, overflow, first or only" if name else reason(error, allowed)
+            mistakes.append(f"upstream_modes{name}: {words}")
+        return {}
+
+
+def _upstream_names(tables: Mapping[str, UpstreamTable]) -> Iterator[str]:
+    owners: dict[str, str] = {"local": "the word for this server"}
+    for place, table in tables.items():
+        owner = owners.setdefault(table.name, f"{place}.name")
+        if owner != f"{place}.name":
+            yield f"{place}.name: must be a name of its own; {table.name} is {owner} too"
+        if table.api_key_env is not None and table.forward_client_key:
+            yield f"{place}.api_key_env: has no effect beside forward_client_key; leave one of them out"
+        if table.health_interval is not None and table.health_path is None:
+            yield f"{place}.health_interval: has no effect without health_path; set both or none"
+
+
+def _upstream(table: UpstreamTable) -> UpstreamSpec:
+    given = {name: getattr(table, name) for name in table.model_fields_set}
+    if isinstance(table.models, tuple):
+        given["models"] = {name: name for name in table.models}
+    given["api_key"] = given.pop("api_key_env", None)
+    return UpstreamSpec(**given)
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -151,16 +268,19 @@ def _parse(path: Path) -> dict[str, Any]:
         raise SettingsError([f"{path}: is not TOML: {exc}"]) from exc
 
 
-def _mistake(place: str, error: ErrorDetails) -> str:
+def _mistake(place: str, error: ErrorDetails, table: type[BaseModel]) -> str:
     location = error["loc"]
     if not location:
         return f"{place}: must be a table"
-    path = place + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "[key]")
+    path = place + "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part not in _INNER
+    )
     names = [part for part in location if isinstance(part, str)]
     if error["type"] == "extra_forbidden":
-        siblings = _TABLES["limits" if len(names) > 1 else "models"].model_fields
+        siblings = (LimitsTable if len(names) > 1 else table).model_fields
         return f"{path}: is unknown{did_you_mean(names[-1], siblings)}"
-    return f"{path}: {reason(error, next(_ALLOWED[name] for name in reversed(names) if name in _ALLOWED))}"
+    allowed = {**_ALLOWED[LimitsTable], **_ALLOWED[table]}
+    return f"{path}: {reason(error, next(allowed[name] for name in reversed(names) if name in allowed))}"
 
 
 def _contradictions(tables: Mapping[str, ModelTable]) -> Iterator[str]:

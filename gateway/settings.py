@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pydantic import ByteSize, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.mistakes import SettingsError, allowed_values, did_you_mean, reason
+from gateway.model_contents import ModelFile
 from gateway.values import (
     Amount,
     ApiKey,
@@ -34,10 +36,13 @@ from gateway.values import (
     Size,
     Switch,
     Threads,
+    UpstreamMode,
     UpstreamUrl,
 )
 from handlers.spec import ModelSpec
 from handlers.starter import STARTER_MODELS
+from proxy.routing import Mode
+from proxy.spec import UpstreamSpec
 
 __all__ = ["Settings", "SettingsError"]
 
@@ -106,11 +111,22 @@ class Settings(BaseSettings):
     strict_params: Switch = Field(False, description="Answer 400 to request fields that nobody knows.")
     upstream_url: UpstreamUrl | None = Field(None, description="OpenAI-compatible server for what is not served here.")
     upstream_api_key: ApiKey | None = Field(None, description="Key sent to the upstream; empty sends none.")
+    upstream_mode: UpstreamMode = Field(
+        Mode.FALLBACK, description="When upstreams are asked: off, fallback, overflow, first or only."
+    )
+    upstream_longest_wait: Seconds = Field(
+        10.0, description="Predicted seconds in the queue from which on mode overflow asks an upstream."
+    )
+    upstream_route_keys: ApiKeys = Field(
+        (), description="API keys that may send x-gateway-route: upstream; without api_keys everybody may."
+    )
     upstream_connect_timeout: Seconds = Field(5.0, description="Seconds that connecting to the upstream may take.")
-    upstream_read_timeout: Seconds = Field(300.0, description="Seconds that the upstream may be silent.")
+    upstream_first_byte_timeout: Seconds = Field(300.0, description="Seconds to the head of the upstream's reply.")
+    upstream_read_timeout: Seconds = Field(300.0, description="Seconds that the upstream may be silent in a reply.")
     max_connections: Connections = Field(1024, description="Connections to the upstream at once.")
 
-    _specs: tuple[ModelSpec, ...] = PrivateAttr(())
+    _file: ModelFile = PrivateAttr(ModelFile())
+    _keys: Mapping[str, str] = PrivateAttr({})
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, env_file: str | Path | None = ".env") -> Self:
@@ -127,19 +143,56 @@ class Settings(BaseSettings):
             settings = cls._validate(values)
         except SettingsError as exc:
             raise SettingsError([*mistakes, *exc.mistakes]) from None
-        mistakes += settings._contradictions()
+        mistakes += [*settings._contradictions(), *settings._read_keys({**from_file, **environ})]
         if mistakes:
             raise SettingsError(mistakes)
         return settings
 
     def model_specs(self) -> tuple[ModelSpec, ...]:
         """The models to serve, as they were read when these settings were made; `device` takes the place of "auto"."""
-        return tuple(replace(spec, device=self.device) if spec.device == "auto" else spec for spec in self._specs)
+        if self.upstream_mode is Mode.ONLY:
+            return ()
+        specs = self._file.models
+        return tuple(replace(spec, device=self.device) if spec.device == "auto" else spec for spec in specs)
+
+    def upstream_specs(self) -> tuple[UpstreamSpec, ...]:
+        """The upstreams, that of GATEWAY_UPSTREAM_URL first; none where every mode is off."""
+        if self.upstream_mode is Mode.OFF and all(mode is Mode.OFF for mode in self._file.modes.values()):
+            return ()
+        named = [replace(spec, api_key=self._keys.get(spec.name)) for spec in self._file.upstreams]
+        return (*self._upstream(), *named)
+
+    def mode_of(self, model: str | None) -> Mode:
+        return self._file.modes.get(model, self.upstream_mode) if model is not None else self.upstream_mode
+
+    def _upstream(self) -> Iterator[UpstreamSpec]:
+        if self.upstream_url is not None:
+            yield UpstreamSpec(
+                self.upstream_url,
+                api_key=self.upstream_api_key.get_secret_value() if self.upstream_api_key else None,
+                connect_timeout=self.upstream_connect_timeout,
+                first_byte_timeout=self.upstream_first_byte_timeout,
+                idle_timeout=self.upstream_read_timeout,
+                max_connections=self.max_connections,
+            )
+
+    def _read_keys(self, variables: Mapping[str, str]) -> Iterator[str]:
+        """What the model file's upstreams have as keys is, up to here, the name of a variable."""
+        keys = {}
+        for spec in self._file.upstreams:
+            if spec.api_key is None:
+                continue
+            key = variables.get(spec.api_key, "")
+            if re.fullmatch(r"[!-~]+", key):
+                keys[spec.name] = key
+            else:
+                yield f"{spec.api_key}: must be a key of printable ASCII without spaces, for the upstream {spec.name}"
+        self._keys = keys
 
     def secrets(self) -> tuple[str, ...]:
         """What must never be shown or logged."""
         upstream = (self.upstream_api_key,) if self.upstream_api_key else ()
-        return tuple(key.get_secret_value() for key in (*self.api_keys, *upstream))
+        return (*(key.get_secret_value() for key in (*self.api_keys, *upstream)), *self._keys.values())
 
     @classmethod
     def settings_customise_sources(
@@ -154,7 +207,7 @@ class Settings(BaseSettings):
         return (init_settings,)
 
     def model_post_init(self, _: Any) -> None:
-        self._specs = _read_specs(self.models)
+        self._file = _read_file(self.models)
 
     @classmethod
     def _validate(cls, values: Mapping[str, str]) -> Self:
@@ -171,8 +224,13 @@ class Settings(BaseSettings):
         raise SettingsError(mistakes)
 
     def _contradictions(self) -> Iterator[str]:
-        if not self._specs and self.upstream_url is None:
+        if self.upstream_mode is Mode.ONLY and self.models != "none" and self.models != "starter" and self._file.models:
+            yield f"GATEWAY_UPSTREAM_MODE: only loads no model; take the [[models]] out of {self.models}"
+        elif not self.model_specs() and not self.upstream_specs():
             yield "GATEWAY_MODELS: there is nothing to serve; set GATEWAY_UPSTREAM_URL, or GATEWAY_MODELS=starter"
+        for key in self.upstream_route_keys:
+            if key not in self.api_keys:
+                yield "GATEWAY_UPSTREAM_ROUTE_KEYS: must be among GATEWAY_API_KEYS"
         if self.upstream_api_key and self.upstream_url is None:
             yield "GATEWAY_UPSTREAM_API_KEY: has no effect without GATEWAY_UPSTREAM_URL; set both or none"
 
@@ -185,12 +243,12 @@ def _unknown(name: str) -> str:
     return f"{name}: is unknown{did_you_mean(name.upper(), VARIABLES, PREFIX)}"
 
 
-def _read_specs(choice: str) -> tuple[ModelSpec, ...]:
+def _read_file(choice: str) -> ModelFile:
     """Raises SettingsError."""
     if choice == "none":
-        return ()
+        return ModelFile()
     if choice == "starter":
-        return STARTER_MODELS
+        return ModelFile(STARTER_MODELS)
     # It takes a tenth of a second to import, which is not needed without a file.
     from gateway.model_file import read_model_file
 

@@ -6,14 +6,14 @@ from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from handlers.registry import Registry
 from proxy.images import ImageFetcher
-from proxy.upstream import Upstream
+from proxy.upstreams import Upstreams
 
 
 class State(TypedDict):
-    """upstream: where models go that are not served here; None if there is none. images: fetches them, if it may."""
+    """upstreams: other servers, None if there are none. images: fetches them, if it may."""
 
     settings: Settings
     registry: Registry
     metrics: Metrics
-    upstream: Upstream | None
+    upstreams: Upstreams | None
     images: ImageFetcher | None

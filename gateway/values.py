@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
 
 from gateway.mistakes import Allowed
 from proxy.addresses import allowed_host
+from proxy.routing import Mode
 
 # At most 15 digits: more than any disk holds, and none overflows.
 _SIZE = re.compile(r"[0-9]{1,15}(\.[0-9]{1,6})? *[A-Za-z]*")
@@ -150,6 +151,7 @@ UpstreamUrl = Annotated[
     AfterValidator(_check_upstream),
     Allowed("an http:// or https:// URL such as https://api.example.com/v1, without user, ? or #", is_secret=True),
 ]
+UpstreamMode = Annotated[Mode, BeforeValidator(_lower), Allowed("off, fallback, overflow, first or only")]
 Folder = Annotated[Path, AfterValidator(_check_folder), Allowed("a folder, or the name of a new one")]
 ModelChoice = Annotated[
     str, AfterValidator(_check_model_choice), Allowed("starter, none or the path of a TOML file of models")

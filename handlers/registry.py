@@ -40,6 +40,11 @@ class Model:
         """None until it is warm."""
         return self.handler.stats() if self.ready else None
 
+    def predicted_wait(self) -> float:
+        """Seconds that a request would wait in the queue; 0 while nothing is known."""
+        stats = self.stats()
+        return 0.0 if stats is None else stats.batches.predicted_wait
+
     async def load(self) -> None:
         """Raises ModelLoadError or SourceError."""
         started = time.monotonic()

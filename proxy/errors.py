@@ -2,6 +2,7 @@
 
 ProxyError
 ├── UnsafePath                 the client's path is not one that is passed on
+├── NotServed                  no upstream takes this model
 └── UpstreamError
     ├── UpstreamUnreachable    no connection, no HTTP, a redirect, or a reply cut short
     │   └── UpstreamSpared     its circuit breaker is open
@@ -19,6 +20,14 @@ class ProxyError(Exception):
 
 class UnsafePath(ProxyError):
     """Joined to the upstream's address, the path could leave what lies below it."""
+
+
+class NotServed(ProxyError):
+    """No upstream takes requests for this model."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
 
 
 class UpstreamError(ProxyError):

@@ -11,12 +11,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from proxy.errors import UpstreamError, UpstreamTimeout
-from proxy.headers import accepts_more_events
+from proxy.headers import RawHeaders, accepts_more_events
+from proxy.routing import Reason
 from proxy.upstream import UpstreamReply
 
 logger = logging.getLogger(__name__)
 
-SERVED_BY = (b"x-served-by", b"upstream")
 EVENT_ENDS = (b"\n\n", b"\r\r", b"\n\r\n")
 
 
@@ -26,6 +26,7 @@ class RelayResponse:
     The exchange is entered when the response is called and left on every path: sent, cut short, client gone, client too
     slow. The request's body must have been read by then: what else `receive` gives is the client leaving.
 
+    reason: why an upstream was asked.
     on_error: the event that ends an event stream which the upstream cut short, or None to leave it visibly unfinished,
         as a reply of any other kind is.
     send_timeout: seconds that one send may wait for the client to read.
@@ -37,11 +38,13 @@ class RelayResponse:
         self,
         exchange: AbstractAsyncContextManager[UpstreamReply],
         *,
+        reason: Reason,
         on_error: Callable[[UpstreamError], bytes | None],
         send_timeout: float,
         deadline: float | None = None,
     ) -> None:
         self._exchange = exchange
+        self._reason = reason
         self._deadline = deadline
         self._on_error = on_error
         self._send_timeout = send_timeout
@@ -53,7 +56,13 @@ class RelayResponse:
     async def _relay(self, reply: UpstreamReply, guard: "_Guard", send: Send) -> None:
         # With the first chunk at hand the start is worth promising: a failure up to here can still have its own status.
         chunk = await guard.next_chunk(reply)
-        await send({"type": "http.response.start", "status": reply.status, "headers": [*reply.headers, SERVED_BY]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": reply.status,
+                "headers": [*reply.headers, *served_by(reply.served_by, self._reason)],
+            }
+        )
         end = b""
         try:
             while not reply.chunks.complete:
@@ -71,6 +80,10 @@ class RelayResponse:
         logger.warning("the upstream failed in mid-stream: %s (%r)", exc, exc.__cause__)
         # An event cut in the middle has to end before another can begin.
         return event if end.endswith(EVENT_ENDS) else b"\n\n" + event
+
+
+def served_by(who: str, reason: Reason) -> RawHeaders:
+    return [(b"x-served-by", who.encode("ascii")), (b"x-served-because", reason.encode("ascii"))]
 
 
 def _body(chunk: bytes, *, more: bool) -> Message:

@@ -47,7 +47,7 @@ def delay_before(attempt: int, asked: float | None, chance: float) -> float | No
     asked: its `Retry-After`. chance: from 0 to 1; the wait is spread over its whole width, so that the clients of a
     server that comes back do not come back as one (Brooker, "Exponential Backoff and Jitter", 2015).
     """
-    backoff = FIRST_DELAY * 2 ** (attempt - 2)
+    backoff = FIRST_DELAY * 2.0 ** (attempt - 2)
     if asked is None:
         return chance * backoff
     return asked + chance * backoff if asked <= MAX_RETRY_AFTER else None

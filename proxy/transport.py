@@ -60,7 +60,7 @@ class PooledTransport(httpx2.AsyncBaseTransport):
         timeouts = request.extensions["timeout"]
         stream = request.stream
         assert isinstance(stream, httpx2.AsyncByteStream)
-        body = b"".join(stream) if isinstance(stream, httpx2.ByteStream) else stream
+        body: bytes | AsyncIterable[bytes] = b"".join(stream) if isinstance(stream, httpx2.ByteStream) else stream
         if not isinstance(body, bytes) and "transfer-encoding" in request.headers:
             body = _chunked(body)
         await connection.send(request.method, head, body, timeouts["write"])

@@ -33,16 +33,24 @@ class Chunks:
         self._stream = stream
         self._pieces = stream.__aiter__()
         self._ended = False
+        self._first = b""
 
     @property
     def complete(self) -> bool:
         """Whether it is known that nothing more comes."""
-        return self._ended or getattr(self._stream, "complete", False)
+        return not self._first and (self._ended or getattr(self._stream, "complete", False))
+
+    async def peek(self) -> None:
+        """Waits for the first piece, which stays to be taken."""
+        self._first = await anext(self, b"")
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._first:
+            first, self._first = self._first, b""
+            return first
         try:
             with _UpstreamErrors():
                 return await anext(self._pieces)

@@ -13,6 +13,7 @@ from batching.stats import BatchStats, GenerationStats, HistogramStats, Outcome
 from batching.worker import Worker
 from gateway.telemetry.logging import dropped_records
 from gateway.telemetry.requests import RequestMetrics
+from gateway.telemetry.upstreams import UpstreamMetrics
 from handlers.registry import Registry
 from handlers.stats import CacheStats, ModelStats
 
@@ -43,6 +44,7 @@ class Metrics:
 
     def __init__(self, registry: Registry, routes: Sequence[Route]) -> None:
         self.requests = RequestMetrics(routes)
+        self.upstreams = UpstreamMetrics()
         self._registry = registry
         self._worker = Worker("metrics")
 
@@ -55,7 +57,9 @@ class Metrics:
 
     def read(self) -> Sequence[Reading]:
         """Every family of FAMILIES that has a value."""
-        return [reading for reading in (*self._of_requests(), *self._of_models()) if reading.samples]
+        return [
+            reading for reading in (*self._of_requests(), *self._of_upstreams(), *self._of_models()) if reading.samples
+        ]
 
     def _of_requests(self) -> Iterator[Reading]:
         durations = list(self.requests.durations())
@@ -63,6 +67,15 @@ class Metrics:
         yield Reading(_DURATIONS, durations)
         yield Reading(_IN_FLIGHT, [((), self.requests.in_flight)])
         yield Reading(_DROPPED_RECORDS, [((), dropped_records())])
+
+    def _of_upstreams(self) -> Iterator[Reading]:
+        counted = self.upstreams
+        yield Reading(_UPSTREAM_REQUESTS, list(counted.requests.items()))
+        yield Reading(_UPSTREAM_FAILURES, list(counted.failures.items()))
+        yield Reading(_UPSTREAM_RETRIES, list(counted.retries.items()))
+        yield Reading(_UPSTREAM_LATENCY, list(counted.latency()))
+        yield Reading(_UPSTREAM_STATES, list(counted.states()))
+        yield Reading(_FALLBACKS, list(counted.fallbacks.items()))
 
     def _of_models(self) -> Iterator[Reading]:
         models = self._registry.models
@@ -94,6 +107,36 @@ _DURATIONS = Family(
 _IN_FLIGHT = Family("gateway_http_requests_in_flight", "gauge", (), "Requests not answered yet, this one included.")
 _DROPPED_RECORDS = Family(
     "gateway_log_records_dropped_total", "counter", (), "Log records lost because what reads the log was too slow."
+)
+_UPSTREAM_REQUESTS = Family(
+    "gateway_upstream_requests_total", "counter", ("upstream", "status"), "Requests that an upstream answered."
+)
+_UPSTREAM_FAILURES = Family(
+    "gateway_upstream_failures_total",
+    "counter",
+    ("upstream", "kind"),
+    "Requests that got no reply from an upstream, or part of one: unreachable or timeout.",
+)
+_UPSTREAM_RETRIES = Family(
+    "gateway_upstream_retries_total", "counter", ("upstream",), "Requests sent again after this upstream failed."
+)
+_UPSTREAM_LATENCY = Family(
+    "gateway_upstream_first_byte_seconds",
+    "histogram",
+    ("upstream",),
+    "Seconds from when an upstream was asked to the first byte of the body.",
+)
+_UPSTREAM_STATES = Family(
+    "gateway_upstream_state",
+    "gauge",
+    ("upstream", "state"),
+    "Circuit breaker: 1 for the state it is in (closed, open, half-open), 0 for the others.",
+)
+_FALLBACKS = Family(
+    "gateway_upstream_fallbacks_total",
+    "counter",
+    ("target", "reason"),
+    "Requests that went to target (local, upstream) because the other side could not answer.",
 )
 _READY = Family("gateway_model_ready", "gauge", ("model", "task"), "1 once the model is warm, 0 while it loads.")
 
@@ -233,5 +276,6 @@ _OF_MODELS = (
 
 FAMILIES: Sequence[Family] = (
     *(_REQUESTS, _DURATIONS, _IN_FLIGHT, _DROPPED_RECORDS, _READY),
+    *(_UPSTREAM_REQUESTS, _UPSTREAM_FAILURES, _UPSTREAM_RETRIES, _UPSTREAM_LATENCY, _UPSTREAM_STATES, _FALLBACKS),
     *(metric.family for metric in _OF_MODELS),
 )

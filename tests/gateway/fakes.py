@@ -43,7 +43,7 @@ def app(
         settings=Settings(models="none", strict_params=strict_params),
         registry=registry,
         metrics=Metrics(registry, routes),
-        upstream=None,
+        upstreams=None,
         images=images,
     )
     starlette = Starlette(routes=routes, exception_handlers=exception_handlers)

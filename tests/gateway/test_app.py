@@ -113,7 +113,7 @@ async def test_what_is_not_served_here_goes_to_the_upstream_unjudged() -> None:
             ranked = [await client.post(path, json={"model": "rr"}) for path in ("/v1/rerank", "/v2/rerank", "/rerank")]
             model = await client.get("/v1/models/gpt-9")
             other = await client.post("/v1/images/generations", json={"model": "gpt-4o-mini"})
-    assert "x-served-by" not in local.headers
+    assert (local.headers["x-served-by"], local.headers["x-served-because"]) == ("local", "served-here")
     for reply in (chat, *audio, *ranked, model, other):
         assert (reply.content, reply.headers["x-served-by"]) == (SERVED_ELSEWHERE, "upstream")
 

@@ -46,7 +46,7 @@ def test_a_full_table_is_read(file: Path) -> None:
         limits = { max_queue_size = 8, max_batch_size = 4 }
     """)
 
-    assert read_model_file(file) == (
+    assert read_model_file(file).models == (
         ModelSpec(
             id="org/chat-1",
             task=Task.CHAT,
@@ -66,7 +66,7 @@ def test_a_full_table_is_read(file: Path) -> None:
 def test_what_is_left_out_has_the_default(file: Path) -> None:
     file.write_text(SPEECH)
 
-    assert read_model_file(file) == (
+    assert read_model_file(file).models == (
         ModelSpec(id="tts", task=Task.SPEECH, source="package:hibari-tts", limits=starter.SPEECH.limits),
     )
 
@@ -74,7 +74,7 @@ def test_what_is_left_out_has_the_default(file: Path) -> None:
 def test_a_reranker_has_the_limits_of_an_embeddings_model(file: Path) -> None:
     file.write_text('[[models]]\nid = "rr"\ntask = "rerank"\nsource = "dir:/rr"\nmax_model_len = 256')
 
-    [spec] = read_model_file(file)
+    [spec] = read_model_file(file).models
 
     assert (spec.task, spec.max_model_len, spec.limits) == (Task.RERANK, 256, starter.EMBEDDINGS.limits)
 
@@ -83,7 +83,7 @@ def test_an_embeddings_model_has_a_cache_and_lengths_of_its_own(file: Path) -> N
     table = '[[models]]\nid = "e"\ntask = "embeddings"\nsource = "dir:/e"\n'
     file.write_text(table + "embedding_cache_bytes = 0\nmatryoshka_dimensions = [256, 128]")
 
-    [spec] = read_model_file(file)
+    [spec] = read_model_file(file).models
 
     assert (spec.embedding_cache_bytes, spec.matryoshka_dimensions) == (0, (256, 128))
 
@@ -121,7 +121,7 @@ def test_the_tables_know_every_field_of_what_they_describe() -> None:
 def test_a_relative_folder_is_relative_to_the_file(source: str, read: str, file: Path) -> None:
     file.write_text(f'[[models]]\nid = "a"\ntask = "chat"\nsource = "{source}"')
 
-    assert read_model_file(file)[0].source == read.format(folder=file.parent)
+    assert read_model_file(file).models[0].source == read.format(folder=file.parent)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_model_over_several_devices_is_read(file: Path) -> None:
         offload_folder = "left over"
     """)
 
-    [spec] = read_model_file(file)
+    [spec] = read_model_file(file).models
 
     assert (spec.device, spec.max_memory) == ("split", {"cuda:0": 20 * 2**30, "cpu": 1000})
     assert spec.offload_folder == str(file.parent / "left over")
@@ -264,7 +264,7 @@ def test_no_text_raises_anything_but_a_settings_error(file: Path, key: str, valu
     file.write_text("\n".join([*kept, f'{key} = "{escaped}"']), "utf-8")
 
     try:
-        [spec] = read_model_file(file)
+        [spec] = read_model_file(file).models
     except SettingsError as error:
         assert error.mistakes
     else:

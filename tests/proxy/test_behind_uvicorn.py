@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from proxy.errors import UpstreamUnreachable
 from proxy.relay import RelayResponse
+from proxy.routing import Reason
 from proxy.target import path_of
 from proxy.upstream import Upstream
 from tests.clock import until
@@ -35,7 +36,9 @@ def anyio_backend() -> object:
 def relaying(upstream: Upstream) -> Starlette:
     async def relay(request: Request) -> RelayResponse:
         exchange = upstream.send(request.method, path_of(request.scope), request.headers.raw, await request.body())
-        return RelayResponse(exchange, on_error=lambda exc: b'data: {"error": {}}\n\n', send_timeout=30.0)
+        return RelayResponse(
+            exchange, reason=Reason.UNKNOWN_HERE, on_error=lambda exc: b'data: {"error": {}}\n\n', send_timeout=30.0
+        )
 
     return Starlette(routes=[Route("/v1/{path:path}", relay, methods=["GET", "POST", "DELETE"])])
 
@@ -70,7 +73,14 @@ async def test_a_proxied_answer_has_every_header_once() -> None:
 
     names = [name for name, _ in reply.headers.raw]
     assert (reply.status_code, reply.content) == (201, b'{"id": 1}')
-    assert sorted(names) == [b"content-length", b"content-type", b"date", b"server", b"x-served-by"]
+    assert sorted(names) == [
+        b"content-length",
+        b"content-type",
+        b"date",
+        b"server",
+        b"x-served-because",
+        b"x-served-by",
+    ]
     assert reply.headers["date"] != "yesterday"
     assert server.requests[0].body == b"\x00body"
     assert dict(server.requests[0].headers)[b"authorization"] == b"Bearer upstream-key"

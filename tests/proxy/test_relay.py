@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect
 
 from proxy.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from proxy.relay import RelayResponse
+from proxy.routing import Reason
 from proxy.upstream import Upstream
 from tests.clock import advance, settle, until
 from tests.proxy.asgi_client import AsgiClient
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.anyio
 
 def relayed(upstream: Upstream, event: bytes | None = ERROR_EVENT) -> RelayResponse:
     exchange = upstream.send("POST", "/v1/chat/completions", [], b"{}")
-    return RelayResponse(exchange, on_error=lambda exc: event, send_timeout=SEND_TIMEOUT)
+    return RelayResponse(exchange, reason=Reason.UNKNOWN_HERE, on_error=lambda exc: event, send_timeout=SEND_TIMEOUT)
 
 
 @asynccontextmanager
@@ -58,6 +59,7 @@ async def test_status_headers_and_body_reach_the_client_as_they_are() -> None:
         (b"retry-after", b"3"),
         (b"content-length", b"13"),
         (b"x-served-by", b"upstream"),
+        (b"x-served-because", b"unknown-here"),
     ]
     assert client.body == b'{"error": {}}'
     assert client.finished
@@ -159,7 +161,7 @@ async def test_an_event_stream_that_falls_silent_ends_in_an_error_event() -> Non
     client = AsgiClient()
     async with chaos_upstream(one_event) as server, connected(server.url) as upstream:
         exchange = upstream.send("POST", "/v1/chat/completions", [])
-        response = RelayResponse(exchange, on_error=describe, send_timeout=SEND_TIMEOUT)
+        response = RelayResponse(exchange, reason=Reason.UNKNOWN_HERE, on_error=describe, send_timeout=SEND_TIMEOUT)
         call = asyncio.create_task(client.call(response))
         await until(lambda: bool(client.chunks))
         await settle()
@@ -177,6 +179,7 @@ async def test_an_upstream_that_drips_for_ever_is_left_at_the_deadline() -> None
     async with chaos_upstream(drip(b"data: 1\n\n" * 9, tap)) as server, connected(server.url) as upstream:
         response = RelayResponse(
             upstream.send("POST", "/v1/chat/completions", []),
+            reason=Reason.UNKNOWN_HERE,
             on_error=lambda exc: ERROR_EVENT if isinstance(exc, UpstreamTimeout) else None,
             send_timeout=SEND_TIMEOUT,
             deadline=asyncio.get_running_loop().time() + 3 * READ_TIMEOUT,
@@ -201,7 +204,13 @@ async def test_an_upstream_that_has_not_answered_by_the_deadline_leaves_room_for
     async with chaos_upstream(hang) as server, connected(server.url) as upstream:
         exchange = upstream.send("POST", "/v1/chat/completions", [])
         deadline = asyncio.get_running_loop().time() + 5
-        response = RelayResponse(exchange, on_error=lambda exc: None, send_timeout=SEND_TIMEOUT, deadline=deadline)
+        response = RelayResponse(
+            exchange,
+            reason=Reason.UNKNOWN_HERE,
+            on_error=lambda exc: None,
+            send_timeout=SEND_TIMEOUT,
+            deadline=deadline,
+        )
         call = asyncio.create_task(client.call(response))
         await until(lambda: len(server.requests) == 1)
         await advance(5)
