@@ -12,7 +12,7 @@ import httpx2
 from proxy import target
 from proxy.body import Content
 from proxy.breaker import Breaker
-from proxy.errors import UpstreamTimeout, UpstreamUnreachable
+from proxy.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from proxy.headers import RawHeaders, request_headers, response_headers
 from proxy.retry import is_repeatable
 from proxy.spec import UpstreamSpec
@@ -27,13 +27,17 @@ _REMEMBERED_PATHS = 256
 
 
 class Chunks:
-    """The body as it comes from the wire, content-encoding and all. Raises UpstreamUnreachable or UpstreamTimeout."""
+    """The body as it comes from the wire, content-encoding and all. Raises UpstreamUnreachable or UpstreamTimeout.
+
+    failure: what it has raised.
+    """
 
     def __init__(self, stream: httpx2.AsyncByteStream) -> None:
         self._stream = stream
         self._pieces = stream.__aiter__()
         self._ended = False
         self._first = b""
+        self.failure: UpstreamError | None = None
 
     @property
     def complete(self) -> bool:
@@ -56,6 +60,9 @@ class Chunks:
                 return await anext(self._pieces)
         except StopAsyncIteration:
             self._ended = True
+            raise
+        except UpstreamError as exc:
+            self.failure = exc
             raise
 
 

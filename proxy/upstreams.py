@@ -105,7 +105,8 @@ class Upstreams:
                 try:
                     reply = await exchange.enter_async_context(self._ask(tried[-1], outgoing))
                 except UpstreamError as exc:
-                    delay = self._delay(outgoing, tried, None) if _may_be_repeated(outgoing, exc) else None
+                    may = _may_be_repeated(outgoing, exc)
+                    delay = self._delay(outgoing, tried, None, unsent=not exc.sent) if may else None
                     if delay is None:
                         raise
                 else:
@@ -164,10 +165,11 @@ class Upstreams:
                 self._note(upstream, reply.status, _now() - started)
                 settled = True
                 yield reply
+                if reply.chunks.failure is not None:  # which the relay has told the client in its own way
+                    self._note_failure(upstream, reply.chunks.failure)
         except UpstreamError as exc:
             settled = True
-            breaker.failed(_now())
-            self._observer.failed(upstream.spec.name, "timeout" if isinstance(exc, UpstreamTimeout) else "unreachable")
+            self._note_failure(upstream, exc)
             raise
         finally:
             if not settled:
@@ -182,6 +184,10 @@ class Upstreams:
         if status == _UNAUTHORIZED and upstream.spec.api_key is not None and not upstream.spec.forward_client_key:
             logger.error("the upstream %s does not accept the key that the settings give for it", upstream.spec.name)
 
+    def _note_failure(self, upstream: Upstream, exc: UpstreamError) -> None:
+        upstream.breaker.failed(_now())
+        self._observer.failed(upstream.spec.name, "timeout" if isinstance(exc, UpstreamTimeout) else "unreachable")
+
     def _delay_after(self, reply: UpstreamReply, outgoing: Outgoing, tried: Sequence[Upstream]) -> float | None:
         if reply.status not in TRANSIENT or not outgoing.replayable:
             return None
@@ -190,9 +196,13 @@ class Upstreams:
         asked = next((value for name, value in reply.headers if name == b"retry-after"), b"")
         return self._delay(outgoing, tried, retry_after(asked.decode("latin-1"), self._wall()))
 
-    def _delay(self, outgoing: Outgoing, tried: Sequence[Upstream], asked: float | None) -> float | None:
-        """Seconds to the next attempt; None if this was the last. asked: what the upstream wants to be left alone for,
-        which is no matter to another.
+    def _delay(
+        self, outgoing: Outgoing, tried: Sequence[Upstream], asked: float | None, *, unsent: bool = False
+    ) -> float | None:
+        """Seconds to the next attempt; None if this was the last.
+
+        asked: what the upstream wants to be left alone for, which is no matter to another. unsent: no server has got
+        the request; so it may go to another at once, at the cost of nobody's budget.
         """
         if len(tried) >= MAX_ATTEMPTS or not self.available(outgoing.model):
             return None
@@ -200,6 +210,8 @@ class Upstreams:
         others = any(
             it.spec.serves(outgoing.model) and it.breaker.would_admit(now) for it in self.all if it not in tried
         )
+        if unsent and others:
+            return 0.0
         delay = delay_before(len(tried) + 1, None if others else asked, self._chance())
         return delay if delay is not None and self._budget.spend() else None
 
