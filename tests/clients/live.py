@@ -40,9 +40,7 @@ def starter_server(**settings: str) -> Iterator[str]:
 @contextmanager
 def fake_server(handlers: Sequence[Handler], **settings: Any) -> Iterator[str]:
     """The whole application around the given handlers, on a real uvicorn in a thread; gives its base URL."""
-    app = create_app(
-        Settings(models="none", upstream_url=None, **settings), handlers=handlers, on_ready=lambda _: ready.set()
-    )
+    app = create_app(Settings(**{"models": "none", **settings}), handlers=handlers, on_ready=lambda _: ready.set())
     ready = threading.Event()
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, http="httptools", lifespan="on", ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
