@@ -1,5 +1,6 @@
 """The model's name found in a form that comes in pieces, and the form given again with another one."""
 
+from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -22,9 +23,9 @@ def pieces_of(form: bytes, size: int) -> list[bytes]:
 
 
 def upload_of(*pieces: bytes, content_type: str = TYPE) -> Upload:
-    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages: list[Message] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     messages[-1]["more_body"] = False
-    left = iter([*messages, {"type": "http.disconnect"}])
+    left: Iterator[Message] = iter([*messages, {"type": "http.disconnect"}])
 
     async def receive() -> Message:
         return next(left)
