@@ -97,7 +97,7 @@ class ModelTable(BaseModel):
 
 
 UpstreamName = Annotated[
-    str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$"), Allowed("a name of small letters, digits, _ and -, not local")
+    str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$"), Allowed("a name of small letters, digits, _ and -")
 ]
 Variable = Annotated[
     str,

@@ -65,7 +65,7 @@ def test_the_documented_file_is_read(file: Path) -> None:
     [
         (
             "[[upstreams]]\n",
-            "upstreams[0].name: is missing; it must be a name of small letters, digits, _ and -, not local",
+            "upstreams[0].name: is missing; it must be a name of small letters, digits, _ and -",
         ),
         (ONE + "wieght = 1", "upstreams[0].wieght: is unknown; did you mean weight?"),
         (ONE + "weight = 0", "upstreams[0].weight: must be a whole number from 1 to 1000, not 0"),

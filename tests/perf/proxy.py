@@ -210,6 +210,7 @@ if __name__ == "__main__":
     parser.add_argument("--serve", type=int, metavar="FD", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve is not None:
-        uvicorn.run(upstream, fd=given.serve, log_level="warning", access_log=False)
+        server = uvicorn.Server(uvicorn.Config(upstream, log_level="warning", access_log=False))
+        server.run([socket.socket(fileno=given.serve)])
     else:
         asyncio.run(main(given))
