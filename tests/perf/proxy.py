@@ -1,11 +1,11 @@
 """What a relayed request costs: the gateway between this process and an upstream that answers at once.
 
     python -m tests.perf.proxy
-    python -m tests.perf.proxy --other http://127.0.0.1:8202/v1
+    python -m tests.perf.proxy --upstream-port 8201 --other http://127.0.0.1:8202/v1
 
 The gateway runs in mode `only` with an API key, a rate limit, metrics and its log on. A stream is 52 events. For each
-of direct, gateway and, with --other, another proxy in front of the upstream's address that is printed: the median and
-the 99th percentile of one client, then requests and streams a second of --clients. Then --streams streams at once, with
+of direct, gateway and, with --other, another proxy in front of the upstream's port: the median and the 99th percentile
+of one client, then requests and streams a second of --clients. Then --streams streams at once, with
 an event each 20 ms: the longest silence in any. A client here costs about as much as the upstream: where the machine
 has two cores, the figures of all three share them.
 """
@@ -127,8 +127,8 @@ def gateway(upstream_url: str) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def served_upstream() -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
+def served_upstream(port: int) -> Iterator[str]:
+    listener = socket.create_server(("127.0.0.1", port))
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.perf.proxy", "--serve", str(listener.fileno())], pass_fds=[listener.fileno()]
     )
@@ -190,7 +190,7 @@ async def _rate(clients: Sequence[Client], each: int) -> float:
 
 
 async def main(options: argparse.Namespace) -> None:
-    with served_upstream() as direct:
+    with served_upstream(options.upstream_port) as direct:
         say(f"upstream {direct}")
         with gateway(direct) as (through, _):
             others = [("other", options.other)] if options.other else []
@@ -206,6 +206,7 @@ if __name__ == "__main__":
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--model", default="mock")
+    parser.add_argument("--upstream-port", type=int, default=0)
     parser.add_argument("--other", metavar="URL", help="another proxy to measure beside")
     parser.add_argument("--serve", type=int, metavar="FD", help=argparse.SUPPRESS)
     given = parser.parse_args()
