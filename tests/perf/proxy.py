@@ -33,8 +33,17 @@ KEY = "a-key-for-the-bench"
 EVENTS = 52
 PACE = 0.02  # seconds between the events of a paced stream
 
-_BODY = orjson.dumps({"id": "c", "object": "chat.completion", "model": "mock", "choices": [{"text": "hello " * 20}]})
-_EVENT = b"data: " + orjson.dumps({"id": "c", "object": "chat.completion.chunk", "choices": [{"delta": "t"}]}) + b"\n\n"
+_ANSWER = {"id": "c", "created": 1, "model": "mock"}
+_BODY = orjson.dumps(
+    {
+        **_ANSWER,
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello " * 20}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30},
+    }
+)
+_CHUNK = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "hello "}}]}
+_EVENT = b"data: " + orjson.dumps({**_ANSWER, **_CHUNK}) + b"\n\n"
 _END = b"0\r\n\r\n"
 
 
