@@ -20,7 +20,7 @@ from starlette.types import ExceptionHandler
 from batching.errors import DeadlineExceeded, EngineFailed, OutOfMemory, ProcessBroken, QueueFull, ShuttingDown
 from gateway.telemetry.context import request_id_var
 from handlers.errors import InvalidRequest, ModelLoading, ModelNotFound, TooLarge, UnsupportedMedia
-from proxy.errors import NotServed, UnsafePath, UpstreamError, UpstreamSpared, UpstreamTimeout
+from proxy.errors import NoRoom, NotServed, UnsafePath, UpstreamError, UpstreamSpared, UpstreamTimeout
 
 logger = logging.getLogger("gateway.errors")
 
@@ -163,7 +163,7 @@ def _shutting_down(exc: ShuttingDown) -> ApiError:
     return _unavailable(message, "shutting_down", _SHUTDOWN_RETRY_AFTER, connection="close")
 
 
-def _storage_full(exc: StorageFull) -> ApiError:
+def _storage_full(exc: StorageFull | NoRoom) -> ApiError:
     message = "The server has no room on disk for the upload; its operator has to make some."
     return _unavailable(message, "storage_full", _STORAGE_RETRY_AFTER)
 
@@ -282,6 +282,7 @@ _TABLE: Mapping[type, Callable[[Any], ApiError]] = {
     BodyTimeout: _body_timeout,
     UnsupportedContentType: _unsupported_content_type,
     StorageFull: _storage_full,
+    NoRoom: _storage_full,
     RateLimited: _rate_limited,
     UnknownUrl: _unknown_url,
     MethodNotAllowed: _method_not_allowed,

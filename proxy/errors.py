@@ -2,6 +2,7 @@
 
 ProxyError
 ├── UnsafePath                 the client's path is not one that is passed on
+├── NoRoom                     no room on disk for an upload
 ├── NotServed                  no upstream takes this model
 └── UpstreamError
     ├── UpstreamUnreachable    no connection, no HTTP, a redirect, or a reply cut short
@@ -20,6 +21,10 @@ class ProxyError(Exception):
 
 class UnsafePath(ProxyError):
     """Joined to the upstream's address, the path could leave what lies below it."""
+
+
+class NoRoom(ProxyError):
+    """What must be kept of an upload does not fit on the disk."""
 
 
 class NotServed(ProxyError):

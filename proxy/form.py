@@ -8,6 +8,8 @@ from tempfile import SpooledTemporaryFile
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
+from proxy.errors import NoRoom
+
 IN_MEMORY = 1024 * 1024  # bytes of an upload; what must be kept beyond that lies on disk
 
 _PIECE = 64 * 1024
@@ -101,7 +103,7 @@ class Upload:
         self._kept.close()
 
     async def model(self) -> str | None:
-        """Reads as far as it must: to the end, where the file comes first. Raises ClientDisconnect."""
+        """Reads as far as it must: to the end, where the file comes first. Raises ClientDisconnect, NoRoom."""
         while not self._field.done and not self._ended:
             await self._read()
         value = self._field.value
@@ -113,7 +115,7 @@ class Upload:
         return len(name.encode()) - (end - start)
 
     async def pieces(self, name: str | None = None) -> AsyncIterator[bytes]:
-        """The form from its beginning, with another name of its model if one is given. Raises ClientDisconnect."""
+        """The form from its beginning, with another name of its model if one is given. Raises as `model`."""
         end_of_kept, position = self._length, 0
         if name is not None:
             start, position = self._field.span
@@ -162,7 +164,10 @@ class Upload:
         if not self._field.done:
             self._field.feed(piece)
         if self.keep:
-            self._kept.seek(self._length)
-            self._kept.write(piece)
+            try:
+                self._kept.seek(self._length)
+                self._kept.write(piece)
+            except OSError as exc:
+                raise NoRoom from exc
             self._length += len(piece)
         return piece

@@ -1,5 +1,6 @@
 """The model's name found in a form that comes in pieces, and the form given again with another one."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
+from proxy.errors import NoRoom
 from proxy.form import IN_MEMORY, ModelField, Upload, is_form
 
 TYPE = "multipart/form-data; boundary=xyz"
@@ -124,6 +126,17 @@ async def test_a_client_that_leaves_in_the_middle_of_its_form_is_noticed() -> No
 
     with closing(Upload(receive, TYPE)) as upload, pytest.raises(ClientDisconnect):
         await upload.model()
+
+
+@pytest.mark.anyio
+async def test_a_disk_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with closing(upload_of(FILE, MODEL + END)) as upload:
+        monkeypatch.setattr(upload._kept, "write", full)
+        with pytest.raises(NoRoom):
+            await upload.model()
 
 
 def test_which_bodies_are_forms() -> None:
