@@ -138,6 +138,10 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._failure is not None:
             return
+        if self._complete:
+            # Nothing was asked for. Whoever gets the next reply must not get this.
+            self._fail(httpx2.RemoteProtocolError("more came than was asked for"))
+            return
         self._bytes_received += len(data)
         before = self._unread
         try:
@@ -176,11 +180,17 @@ class Connection(asyncio.Protocol):
 
     # What the parser calls.
 
+    def on_message_begin(self) -> None:
+        if self._complete and self._failure is None:
+            self._failure = httpx2.RemoteProtocolError("more came than was asked for")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._has_head:
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._complete:
+            return
         status = self._parser.get_status_code()
         if status < 200:
             self._headers = []  # an interim reply; the one that counts follows
@@ -195,6 +205,8 @@ class Connection(asyncio.Protocol):
             self._failure = httpx2.ReadError("the parser would wait for a body")
 
     def on_body(self, data: bytes) -> None:
+        if self._complete:
+            return
         self._pieces.append(data)
         self._unread += len(data)
 
