@@ -85,10 +85,13 @@ class PooledTransport(httpx2.AsyncBaseTransport):
             raise httpx2.PoolTimeout("no connection became free") from exc
 
     def _idle_connection(self) -> Connection | None:
+        """The one used last, so that those which are not needed grow old."""
         now = asyncio.get_running_loop().time()
+        while self._idle and now - self._idle[0].idle_since >= self._keepalive:
+            self._drop(self._idle.popleft())
         while self._idle:
             connection = self._idle.pop()
-            if connection.reusable and now - connection.idle_since < self._keepalive:
+            if connection.reusable:
                 return connection
             self._drop(connection)
         return None

@@ -21,6 +21,8 @@ _EXPOSED_HEADERS = [
     "retry-after",
     "x-should-retry",
     "x-ignored-params",
+    "x-served-by",
+    "x-served-because",
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",

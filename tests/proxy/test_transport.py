@@ -270,6 +270,17 @@ async def test_an_idle_connection_is_not_used_after_its_time() -> None:
     assert len(server.wires) == 2
 
 
+async def test_connections_that_a_rush_has_left_are_closed_when_they_are_old() -> None:
+    async with chaos_upstream(answer()) as server, pool(server.url) as transport:
+        await asyncio.gather(*(ask(transport, server.url) for _ in range(4)))
+        for _ in range(5):
+            await advance(1.0)
+            await ask(transport, server.url)
+        await until(lambda: server.open_connections == 1)
+
+    assert len(server.wires) == 4
+
+
 @pytest.mark.parametrize("value", ["a\r\nx: y", "a\nb", "a\0b"])
 async def test_no_header_can_become_two(value: str) -> None:
     async with chaos_upstream(answer()) as server, pool(server.url) as transport:
