@@ -1,12 +1,10 @@
 """POST /v1/embeddings."""
 
 from base64 import b64encode
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import orjson
 from anyio.lowlevel import checkpoint
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,8 +16,10 @@ from gateway.state import State
 from handlers.embeddings.types import Embeddings
 from handlers.spec import Task
 
+if TYPE_CHECKING:
+    from handlers.embeddings.dimensions import Vector
+
 Format = Literal["float", "base64"]
-Vector = NDArray[np.float32]
 
 FLOATS_PER_TURN = 32_768  # about 2 ms of writing numbers
 
@@ -38,12 +38,14 @@ async def create_embeddings(request: Request[State]) -> Response:
 
 async def encoded(embeddings: Embeddings, model: str, encoding_format: Format) -> bytes:
     """The reply's JSON. Raises EngineFailed for vectors that are not finite: JSON has no word for them."""
+    import numpy as np  # not with the module: a gateway that only relays never needs it
+
     if not np.isfinite(embeddings.vectors).all():
         raise EngineFailed("the model returned vectors that are not finite")
     items = []
     turn = max(1, FLOATS_PER_TURN // embeddings.vectors.shape[1])
     for i, vector in enumerate(embeddings.vectors):
-        items.append(_item(i, vector, encoding_format))
+        items.append(_item(i, np.ascontiguousarray(vector), encoding_format))
         if i % turn == turn - 1:
             # orjson keeps the interpreter lock, so a thread would not let the loop run either.
             await checkpoint()
@@ -52,9 +54,9 @@ async def encoded(embeddings: Embeddings, model: str, encoding_format: Format) -
     return b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (b",".join(items), name, usage)
 
 
-def _item(index: int, vector: Vector, encoding_format: Format) -> bytes:
+def _item(index: int, vector: "Vector", encoding_format: Format) -> bytes:
     if encoding_format == "base64":
         embedding = b'"%b"' % b64encode(vector.astype("<f4", copy=False).tobytes())
     else:
-        embedding = orjson.dumps(np.ascontiguousarray(vector), option=orjson.OPT_SERIALIZE_NUMPY)
+        embedding = orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)
     return b'{"object":"embedding","index":%d,"embedding":%b}' % (index, embedding)

@@ -43,6 +43,13 @@ def configure(
         }
     )
     logging.captureWarnings(True)
+    _record_only_what_is_written()
+
+
+def _record_only_what_is_written() -> None:
+    """No line says which thread, process or line of code wrote it (docs.python.org, "Logging HOWTO", Optimization)."""
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def dropped_records() -> int:

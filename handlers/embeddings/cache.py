@@ -5,7 +5,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from handlers.embeddings.types import TokenIds, Vector
+from handlers.embeddings.dimensions import Vector
+from handlers.embeddings.types import TokenIds
 
 MAX_ENTRIES = 262_144
 _ENTRY_BYTES = 320

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.embeddings.types import Vector
 from handlers.errors import InvalidRequest
 from handlers.spec import ModelSpec
+
+Vector = NDArray[np.float32]
 
 _SMALLEST_NORM = 1e-12  # of torch.nn.functional.normalize
 

@@ -13,10 +13,9 @@ from tokenizers import Tokenizer
 
 from batching.errors import EngineFailed
 from handlers.devices import pick_device, pick_dtype
-from handlers.embeddings.dimensions import Dimensions, read_dimensions
+from handlers.embeddings.dimensions import Dimensions, Vector, read_dimensions
 from handlers.embeddings.pooling import Pooling, load_pooling
 from handlers.embeddings.prompts import Prompts, load_prompts
-from handlers.embeddings.types import Vector
 from handlers.encoders import bert
 from handlers.encoders.encoder import Encoder, TokenIds
 from handlers.pretrained import cannot_load, log_placement, max_model_len

@@ -11,10 +11,10 @@ from batching.batcher import Batcher
 from batching.job import Caller
 from batching.worker import Worker
 from handlers.embeddings.cache import VectorCache
-from handlers.embeddings.dimensions import shaped
+from handlers.embeddings.dimensions import Vector, shaped
 from handlers.embeddings.openai_tokens import OpenAITokens
 from handlers.embeddings.texts import INPUTS_PER_TURN, Texts
-from handlers.embeddings.types import EmbeddingRequest, Embeddings, TokenIds, Vector
+from handlers.embeddings.types import EmbeddingRequest, Embeddings, TokenIds
 from handlers.embeddings.vectors import Input, Vectors
 from handlers.errors import InvalidRequest
 from handlers.rerank.cosine import CosineTexts, relevance

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # a gateway that only relays never needs it
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 TokenIds = Sequence[int]
-Vector = NDArray[np.float32]
 
 WHOLE = -1
 """Cut to as many tokens as the model takes."""
@@ -47,6 +49,6 @@ class Embeddings:
     ignored: the parameters that mean nothing to this model.
     """
 
-    vectors: NDArray[np.float32]
+    vectors: "NDArray[np.float32]"
     tokens: int
     ignored: tuple[str, ...] = ()

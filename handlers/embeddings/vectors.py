@@ -12,7 +12,8 @@ from batching.batcher import Batcher
 from batching.errors import DeadlineExceeded
 from batching.job import Caller, Job
 from handlers.embeddings.cache import VectorCache
-from handlers.embeddings.types import TokenIds, Vector
+from handlers.embeddings.dimensions import Vector
+from handlers.embeddings.types import TokenIds
 from handlers.stats import CacheStats
 
 

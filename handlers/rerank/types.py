@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # a gateway that only relays never needs it
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +29,10 @@ class Relevance:
     ones included.
     """
 
-    raw: NDArray[np.float64]
-    scores: NDArray[np.float64]
+    raw: "NDArray[np.float64]"
+    scores: "NDArray[np.float64]"
     tokens: int
 
     def ranking(self) -> list[int]:
         """Documents by relevance, the best first, equal ones in their order."""
-        return [int(index) for index in np.argsort(-self.raw, kind="stable")]
+        return [int(index) for index in (-self.raw).argsort(kind="stable")]

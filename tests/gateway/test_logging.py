@@ -1,10 +1,12 @@
 """Log lines: their two forms, the request's id in them, nothing secret, and a sink that is stuck."""
 
+import gc
 import io
 import logging
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 
 import orjson
@@ -24,7 +26,9 @@ def own_logging() -> Iterator[None]:
     """Gives the loggers back as they were."""
     loggers = [logging.getLogger(), *map(logging.getLogger, OURS)]
     before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    recorded = logging._srcfile, logging.logThreads, logging.logProcesses, logging.logMultiprocessing
     yield
+    logging._srcfile, logging.logThreads, logging.logProcesses, logging.logMultiprocessing = recorded
     logging.captureWarnings(False)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, BackgroundHandler):
@@ -148,17 +152,24 @@ def test_a_traceback_is_logged(format: str) -> None:
 
 
 def test_a_traceback_that_waits_to_be_written_keeps_no_objects_alive() -> None:
-    handler = BackgroundHandler(io.StringIO())
+    class Tensor:
+        pass
+
+    handler = BackgroundHandler(stream := StuckStream())
+    alive = weakref.WeakSet([tensor := Tensor()])
     try:
         raise ValueError
     except ValueError:
-        record = logging.makeLogRecord({"msg": "%s", "args": ([],), "exc_info": sys.exc_info()})
+        record = logging.makeLogRecord({"msg": "%s", "args": (tensor,), "exc_info": sys.exc_info()})
 
-    prepared = handler.prepare(record)
+    handler.handle(record)
+    assert record.exc_info is not None and record.exc_text is None, "other handlers see the record as it was"
+    del record, tensor
+    gc.collect()
+    assert not alive
+    stream.gate.set()
     handler.close()
-
-    assert prepared.exc_info is None and prepared.args is None
-    assert record.exc_info is not None, "other handlers see the record as it was"
+    assert "ValueError" in stream.getvalue()
 
 
 @pytest.mark.parametrize(

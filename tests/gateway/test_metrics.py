@@ -231,10 +231,10 @@ async def test_lost_log_records_are_counted() -> None:
     handler = BackgroundHandler(stream := StuckStream(), capacity=1)
     logging.getLogger().addHandler(handler)
     try:
-        handler.enqueue(logging.makeLogRecord({}))
+        handler.emit(logging.makeLogRecord({}))
         stream.reached.wait()
         for _ in range(3):
-            handler.enqueue(logging.makeLogRecord({}))
+            handler.emit(logging.makeLogRecord({}))
         told = {reading.family.name: reading.samples for reading in Metrics(Registry([]), []).read()}
     finally:
         logging.getLogger().removeHandler(handler)
@@ -243,18 +243,18 @@ async def test_lost_log_records_are_counted() -> None:
     assert told["gateway_log_records_dropped_total"] == [((), 2)]
 
 
-async def test_an_upstream_alone_is_watched_too_without_torch() -> None:
+async def test_an_upstream_alone_is_watched_too_without_torch_and_numpy() -> None:
     program = """
 import asyncio, sys
 from gateway.app import create_app
 from gateway.settings import Settings
-app = create_app(Settings(models="none", upstream_url="http://127.0.0.1:9/v1"))
+app = create_app(Settings(upstream_url="http://127.0.0.1:9/v1", upstream_mode="only"))
 async def main():
     async with app.router.lifespan_context(app) as state:
         text, _ = await state["metrics"].text("")
         print(b"gateway_http_requests_in_flight 0.0" in text, b"process_resident_memory_bytes" in text)
 asyncio.run(main())
-print({"torch", "transformers"} & sys.modules.keys())
+print({"numpy", "torch", "transformers"} & sys.modules.keys())
 """
     result = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, check=False

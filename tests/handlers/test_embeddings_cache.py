@@ -15,7 +15,8 @@ from batching.errors import DeadlineExceeded, EngineFailed, QueueFull
 from batching.job import Caller, Priority
 from batching.limits import Limits
 from handlers.embeddings.cache import VectorCache, cache_key, salted
-from handlers.embeddings.types import TokenIds, Vector
+from handlers.embeddings.dimensions import Vector
+from handlers.embeddings.types import TokenIds
 from handlers.embeddings.vectors import Input, Vectors
 from handlers.stats import CacheStats
 from tests.batching.fakes import SteppedWorker, serving
