@@ -1,6 +1,6 @@
 """Whether an upstream that keeps failing is asked. Pure: time comes in as a number, from a clock that never goes back.
 
-closed ──5 failures in a row──▶ open ──after a pause──▶ half-open: one request tries ──it is answered──▶ closed
+closed ──5 failures in a row──▶ open ──after a pause──▶ half-open: one request tries ──its reply begins──▶ closed
                                  ▲                                        │
                                  └───────────── it fails: twice the pause ◀┘
 """
@@ -19,7 +19,7 @@ class BreakerState(StrEnum):
 
 
 class Breaker:
-    """Each True of `admit` is followed by one call of `succeeded`, `failed` or `left`."""
+    """Each True of `admit` is followed by one call of `succeeded`, `failed` or `left`, perhaps after one of `began`."""
 
     def __init__(self) -> None:
         self._failures = 0
@@ -53,8 +53,15 @@ class Breaker:
         self._probing = self.state(now) is BreakerState.HALF_OPEN
         return True
 
+    def began(self) -> None:
+        """A reply has begun: whoever was being tried is there again, but a failure in its middle opens it at once."""
+        if not self._intact:
+            self._intact = True
+            self._failures = FAILURES - 1
+        self._probing = False
+
     def succeeded(self) -> None:
-        """Also by a request that was sent before it broke: whoever answers is there again."""
+        """A reply has come to its end. Also one that was asked for before it broke: whoever answers is there again."""
         self._failures = 0
         self._pause = 0.0
         self._intact = True

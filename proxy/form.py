@@ -2,9 +2,12 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from tempfile import SpooledTemporaryFile
+from typing import TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
@@ -12,7 +15,10 @@ from proxy.errors import NoRoom
 
 IN_MEMORY = 1024 * 1024  # bytes of an upload; what must be kept beyond that lies on disk
 
+T = TypeVar("T")
+
 _PIECE = 64 * 1024
+_DISK = CapacityLimiter(4)  # threads of this module's own
 _MAX_PART_HEAD = 16 * 1024
 _MAX_NAME = 4 * 1024
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;,"]{1,70}))', re.IGNORECASE)
@@ -119,10 +125,10 @@ class Upload:
         end_of_kept, position = self._length, 0
         if name is not None:
             start, position = self._field.span
-            for piece in self._from_kept(0, start):
+            async for piece in self._from_kept(0, start):
                 yield piece
             yield name.encode()
-        for piece in self._from_kept(position, end_of_kept):
+        async for piece in self._from_kept(position, end_of_kept):
             yield piece
         while not self._ended:
             yield await self._read()
@@ -146,12 +152,23 @@ class Upload:
         await self._read_whole.wait()
         return await self._receive()
 
-    def _from_kept(self, start: int, end: int) -> Iterator[bytes]:
+    async def _from_kept(self, start: int, end: int) -> AsyncIterator[bytes]:
         while start < end:
-            self._kept.seek(start)
-            piece = self._kept.read(min(_PIECE, end - start))
+            piece = await self._on_disk(partial(self._read_kept, start, min(_PIECE, end - start)), self._length)
             start += len(piece)
             yield piece
+
+    def _read_kept(self, start: int, count: int) -> bytes:
+        self._kept.seek(start)
+        return self._kept.read(count)
+
+    def _write_kept(self, piece: bytes) -> None:
+        self._kept.seek(self._length)
+        self._kept.write(piece)
+
+    async def _on_disk(self, work: Callable[[], T], length: int) -> T:
+        """In a thread, where so many bytes no longer lie in memory: a disk can be slow."""
+        return work() if length <= IN_MEMORY else await to_thread.run_sync(work, limiter=_DISK)
 
     async def _read(self) -> bytes:
         message = await self._receive()
@@ -165,8 +182,7 @@ class Upload:
             self._field.feed(piece)
         if self.keep:
             try:
-                self._kept.seek(self._length)
-                self._kept.write(piece)
+                await self._on_disk(partial(self._write_kept, piece), self._length + len(piece))
             except OSError as exc:
                 raise NoRoom from exc
             self._length += len(piece)

@@ -30,7 +30,8 @@ class RelayResponse:
     on_error: the event that ends an event stream which the upstream cut short, or None to leave it visibly unfinished,
         as a reply of any other kind is.
     send_timeout: seconds that one send may wait for the client to read.
-    deadline: when the whole reply must be there, on the event loop's clock; UpstreamTimeout after that.
+    deadline: when the whole reply must be there, on the event loop's clock, if the reply is not due earlier;
+        UpstreamTimeout after that.
     Raises what `Upstream.send` raises, UpstreamError when a reply is left unfinished, and ClientDisconnect.
     """
 
@@ -55,6 +56,7 @@ class RelayResponse:
 
     async def _relay(self, reply: UpstreamReply, guard: "_Guard", send: Send) -> None:
         # With the first chunk at hand the start is worth promising: a failure up to here can still have its own status.
+        guard.hasten(reply.due)
         chunk = await guard.next_chunk(reply)
         await send(
             {
@@ -122,6 +124,12 @@ class _Guard:
             self._timer.cancel()
         if isinstance(exc, asyncio.CancelledError):
             self._raise_reason(exc)
+
+    def hasten(self, deadline: float) -> None:
+        """The reply has a deadline of its own, perhaps an earlier one."""
+        self._deadline = self._due = min(self._deadline, deadline)
+        if self._timer_at > self._due:
+            self._set_timer()
 
     async def next_chunk(self, reply: UpstreamReply) -> bytes:
         """Empty at the end. Raises UpstreamUnreachable, or UpstreamTimeout, also at the deadline."""

@@ -70,9 +70,13 @@ class RetryBudget:
         """Call once a request."""
         self._requests = min(MAX_SAVED * REQUESTS_PER_RETRY, self._requests + 1)
 
+    def charge(self) -> None:
+        """One request has been sent again that could not be left unsent."""
+        self._requests -= REQUESTS_PER_RETRY
+
     def spend(self) -> bool:
         """Whether a request may be sent again; if so, it is paid for."""
         if self.empty:
             return False
-        self._requests -= REQUESTS_PER_RETRY
+        self.charge()
         return True

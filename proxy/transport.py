@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 
 from proxy.connection import Connection
+from proxy.retry import RetryBudget
 
 MAX_ADDRESSES = 4  # of a host that are tried
 
@@ -35,21 +36,24 @@ class PooledTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Raises the exceptions of httpx2's own transport.
 
-        Extensions: `timeout`, as httpx has it, with `first_byte` beside `read`. `repeatable`: whether it does no harm
-        if the server gets it twice. Such a request may find that the server has just closed the idle connection which
-        it was sent on, and goes out once more on a new one; any other gets a new one at once.
+        Extensions: `timeout`, as httpx has it, with `first_byte` beside `read`. `repeats`: a RetryBudget, where it does
+        no harm if the server gets it twice. Such a request may find that the server has just closed the idle connection
+        which it was sent on, and goes out once more on a new one, at the cost of that budget: whether the server has
+        acted on it cannot be known. Any other, and any while the budget is empty, gets a new connection at once.
         """
         head = _head(request)
         await self._take_place(request.extensions["timeout"]["pool"])
         connection: Connection | None = None
         try:
-            if request.extensions.get("repeatable") and (connection := self._idle_connection()):
+            repeats: RetryBudget | None = request.extensions.get("repeats")
+            if repeats is not None and not repeats.empty and (connection := self._idle_connection()):
                 try:
                     return await self._exchange(connection, request, head)
                 except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
                     if not connection.untouched or not isinstance(request.stream, httpx2.ByteStream):
                         raise
                     self._drop(connection)
+                    repeats.charge()
             connection = await self._connect(request.extensions["timeout"]["connect"])
             return await self._exchange(connection, request, head)
         except BaseException:

@@ -1,5 +1,6 @@
 """One OpenAI-compatible server behind this one: how a request reaches it, and what has become of the last ones."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
@@ -14,7 +15,7 @@ from proxy.body import Content
 from proxy.breaker import Breaker
 from proxy.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from proxy.headers import RawHeaders, request_headers, response_headers
-from proxy.retry import is_repeatable
+from proxy.retry import RetryBudget, is_repeatable
 from proxy.spec import UpstreamSpec
 from proxy.transport import PooledTransport
 
@@ -68,12 +69,14 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamReply:
-    """A reply whose head has arrived. headers: fit to be passed on. served_by: the upstream's name."""
+    """A reply whose head has arrived. headers: fit to be passed on. served_by: the upstream's name.
+    due: when all of it must be there, on the event loop's clock."""
 
     status: int
     headers: RawHeaders
     chunks: Chunks
     served_by: str
+    due: float
 
 
 class Upstream:
@@ -98,7 +101,7 @@ class Upstream:
             "connect": spec.connect_timeout,
             "pool": spec.connect_timeout,
             "write": WRITE_TIMEOUT,
-            "first_byte": spec.first_byte_timeout,
+            "first_byte": min(spec.first_byte_timeout, spec.total_timeout),
             "read": spec.idle_timeout,
         }
 
@@ -108,14 +111,23 @@ class Upstream:
 
     @asynccontextmanager
     async def send(
-        self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], body: Content = b""
+        self,
+        method: str,
+        path: str,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: Content = b"",
+        budget: RetryBudget | None = None,
     ) -> AsyncIterator[UpstreamReply]:
         """Send a client's request on and wait for the head of the reply, which is closed on leaving the context.
 
         path: as the client sent it, percent-encoded and with its query (`proxy.target.path_of`).
+        budget: what a repeat costs that a stale connection makes necessary; None is one of its own.
         Raises UnsafePath, UpstreamUnreachable or UpstreamTimeout, and what a body raises that is read piece by piece.
         """
         request = self._request(method, path, headers, body)
+        if is_repeatable(method, path):
+            request.extensions["repeats"] = budget or RetryBudget()
+        due = asyncio.get_running_loop().time() + self.spec.total_timeout
         with _UpstreamErrors():
             # Not through a client: it would keep cookies, follow redirects and log, at the price of half a relay.
             response = await self._transport.handle_async_request(request)
@@ -124,7 +136,7 @@ class Upstream:
         async with aclosing(stream):
             _refuse_redirect(response.status_code)
             yield UpstreamReply(
-                response.status_code, response_headers(response.headers.raw), Chunks(stream), self.spec.name
+                response.status_code, response_headers(response.headers.raw), Chunks(stream), self.spec.name, due
             )
 
     def _request(self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], body: Content) -> httpx2.Request:
@@ -135,7 +147,7 @@ class Upstream:
             self._url(path),
             headers=[(b"host", self._host), *framed],
             stream=httpx2.ByteStream(body) if isinstance(body, bytes) else _Stream(body),
-            extensions={"timeout": self._timeouts, "repeatable": is_repeatable(method, path)},
+            extensions={"timeout": self._timeouts},
         )
 
 

@@ -86,9 +86,13 @@ class Upstreams:
         now = _now()
         return {upstream.spec.name: upstream.breaker.state(now) for upstream in self.all}
 
-    def total_timeout(self, model: str | None) -> float:
-        """Seconds that the slowest of those that serve the model may take to the end of a reply."""
-        return max((it.spec.total_timeout for it in self.all if it.spec.serves(model)), default=0.0)
+    def models(self) -> Mapping[str, str]:
+        """Every model that is named in the settings, with the upstream that serves it, the first of several."""
+        return {
+            model: upstream.spec.name
+            for upstream in reversed(self.all)
+            for model in reversed([*(upstream.spec.models or ())])
+        }
 
     @asynccontextmanager
     async def send(self, outgoing: Outgoing, decline: frozenset[int] = frozenset()) -> AsyncIterator[UpstreamReply]:
@@ -160,13 +164,20 @@ class Upstreams:
         there = None if outgoing.model is None else upstream.spec.name_there(outgoing.model)
         headers, body = outgoing.content(None if there == outgoing.model else there)
         try:
-            async with upstream.send(outgoing.method, outgoing.path, headers, body) as reply:
+            async with upstream.send(outgoing.method, outgoing.path, headers, body, self._budget) as reply:
                 await reply.chunks.peek()
-                self._note(upstream, reply.status, _now() - started)
-                settled = True
+                settled = self._note(upstream, reply.status, _now() - started)
                 yield reply
                 if reply.chunks.failure is not None:  # which the relay has told the client in its own way
                     self._note_failure(upstream, reply.chunks.failure)
+                elif not settled:
+                    breaker.succeeded()
+                settled = True
+        except UpstreamDeclined:  # by us: it has answered, and that is noted
+            if not settled:
+                settled = True
+                breaker.succeeded()
+            raise
         except UpstreamError as exc:
             settled = True
             self._note_failure(upstream, exc)
@@ -175,14 +186,16 @@ class Upstreams:
             if not settled:
                 breaker.left()
 
-    def _note(self, upstream: Upstream, status: int, seconds: float) -> None:
+    def _note(self, upstream: Upstream, status: int, seconds: float) -> bool:
+        """Whether the status says already what the breaker is told of the whole exchange."""
         self._observer.answered(upstream.spec.name, status, seconds)
         if status >= _BROKEN:
             upstream.breaker.failed(_now())
         else:
-            upstream.breaker.succeeded()
+            upstream.breaker.began()
         if status == _UNAUTHORIZED and upstream.spec.api_key is not None and not upstream.spec.forward_client_key:
             logger.error("the upstream %s does not accept the key that the settings give for it", upstream.spec.name)
+        return status >= _BROKEN
 
     def _note_failure(self, upstream: Upstream, exc: UpstreamError) -> None:
         upstream.breaker.failed(_now())

@@ -10,7 +10,7 @@ from gateway.routes.embeddings import create_embeddings
 from gateway.routes.forwarding import forward, or_upstream
 from gateway.routes.health import healthz, readyz
 from gateway.routes.metrics import metrics
-from gateway.routes.models import list_models, retrieve_model
+from gateway.routes.models import knows_models, list_models, retrieve_model
 from gateway.routes.rerank import RERANK_PATHS, create_rerank
 from gateway.routes.speech import create_speech, list_voices
 from gateway.routes.transcription import create_transcription, create_translation
@@ -18,8 +18,8 @@ from gateway.routes.transcription import create_transcription, create_translatio
 routes: Sequence[Route] = [
     Route("/healthz", healthz, methods=["GET"]),
     Route("/readyz", readyz, methods=["GET"]),
-    Route("/v1/models", or_upstream(list_models), methods=["GET"]),
-    Route("/v1/models/{model:path}", or_upstream(retrieve_model), methods=["GET"]),
+    Route("/v1/models", or_upstream(list_models, knows=knows_models), methods=["GET"]),
+    Route("/v1/models/{model:path}", or_upstream(retrieve_model, knows=knows_models), methods=["GET"]),
     Route("/v1/chat/completions", or_upstream(create_chat_completion), methods=["POST"]),
     Route("/v1/completions", or_upstream(create_completion), methods=["POST"]),
     Route("/v1/embeddings", or_upstream(create_embeddings), methods=["POST"]),

@@ -4,7 +4,6 @@
 got nothing.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -29,6 +28,7 @@ from proxy.target import path_of
 from proxy.upstreams import Outgoing, Upstreams
 
 Endpoint = Callable[[Request[State]], Awaitable[ASGIApp]]
+Knows = Callable[[Request[State]], bool]
 
 # What a model here refuses with though nothing is wrong with the request.
 _REFUSALS: Mapping[type[Exception], Reason] = {
@@ -42,24 +42,25 @@ _REFUSALS: Mapping[type[Exception], Reason] = {
 _DECLINED = frozenset({401, 403, 404, 408, 429, 500, 502, 503, 504})
 
 
-def or_upstream(endpoint: Endpoint, *, at: str | None = None) -> Endpoint:
+def or_upstream(endpoint: Endpoint, *, at: str | None = None, knows: Knows | None = None) -> Endpoint:
     """`endpoint` for what is served here, an upstream for what is not, or as the modes say. Without one, `endpoint`.
 
-    at: the upstream's path for it, if it is not the request's own.
+    at: the upstream's path for it, if it is not the request's own. knows: which requests are answered here whatever the
+        mode, unless they ask for an upstream by name.
     """
 
     @wraps(endpoint)
     async def route(request: Request[State]) -> ASGIApp:
         if request.state["upstreams"] is None:
             return await endpoint(request)
-        return _Exchange(request, endpoint, at)
+        return _Exchange(request, endpoint, at, knows)
 
     return route
 
 
 async def forward(request: Request[State]) -> ASGIApp:
     """What only an upstream can answer."""
-    return _Exchange(request, _unknown, None)
+    return _Exchange(request, _unknown, None, None)
 
 
 async def _unknown(request: Request[State]) -> ASGIApp:
@@ -69,11 +70,12 @@ async def _unknown(request: Request[State]) -> ASGIApp:
 class _Exchange:
     """An ASGI response: the answer of a model here, or of an upstream."""
 
-    def __init__(self, request: Request[State], endpoint: Endpoint, at: str | None) -> None:
+    def __init__(self, request: Request[State], endpoint: Endpoint, at: str | None, knows: Knows | None) -> None:
         upstreams = request.state["upstreams"]
         assert upstreams is not None, "routes lead here only with upstreams"
         self._request = request
         self._endpoint = endpoint
+        self._knows = knows
         self._path = at or path_of(request.scope)
         self._upstreams: Upstreams = upstreams
         self._begun = False
@@ -100,6 +102,9 @@ class _Exchange:
             await self._local_first(body, decided, mode, send)
 
     def _plan(self, mode: Mode, model: str | None) -> Plan:
+        wish, local_only = _wish(self._request), _is_local_only(self._request)
+        if wish is None and self._knows is not None and self._knows(self._request):
+            return Plan(Target.LOCAL, Reason.SERVED_HERE)
         settings, registry = self._request.state["settings"], self._request.state["registry"]
         known = self._endpoint is not _unknown
         here = registry.find(model) if known and model is not None and model in registry else None
@@ -113,8 +118,8 @@ class _Exchange:
             longest_wait=settings.upstream_longest_wait,
             served_upstream=self._upstreams.serves(model),
             available=self._upstreams.available(model),
-            wish=_wish(self._request),
-            local_only=_is_local_only(self._request),
+            wish=wish,
+            local_only=local_only,
         )
         return plan(facts)
 
@@ -152,13 +157,12 @@ class _Exchange:
         if reason not in (Reason.MODE, Reason.ROUTE_HEADER):
             self._request.state["metrics"].upstreams.fell_back(Target.UPSTREAM, reason)
         outgoing = Outgoing(self._request.method, self._path, body.model, body.content, body.replayable)
-        now = asyncio.get_running_loop().time()
         response = RelayResponse(
             self._upstreams.send(outgoing, decline),
             reason=reason,
             on_error=error_event,
             send_timeout=self._request.state["settings"].send_timeout,
-            deadline=min(self._request.scope["gateway.deadline"], now + self._upstreams.total_timeout(body.model)),
+            deadline=self._request.scope["gateway.deadline"],
         )
         await response(self._request.scope, body.after_body, self._watched(send, ()))
 

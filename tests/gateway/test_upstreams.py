@@ -319,3 +319,27 @@ async def test_what_upstreams_do_can_be_watched() -> None:
 async def _cut(server: ChaosUpstream, client: httpx2.AsyncClient) -> None:
     server.mode = cut_after(b"data: 1\n\n")
     await ask(client, model="gpt-9")
+
+
+@pytest.mark.parametrize("mode", ["fallback", "first", "only"])
+async def test_models_of_upstreams_are_listed_and_described_under_the_names_they_have_here(
+    mode: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "models.toml"
+    async with chaos_upstream(THERE) as server:
+        file.write_text(f'''
+[[upstreams]]
+name = "gpu"
+base_url = "{server.url}"
+models = {{ "large" = "gpt-5" }}
+''')
+        options = {"models": str(file), "upstream_mode": mode}
+        async with client_of(create_app(Settings(**options), handlers=[FakeChat()])) as client:  # type: ignore[arg-type]
+            await until_ready(client)
+            listed = {entry["id"]: entry["owned_by"] for entry in (await client.get("/v1/models")).json()["data"]}
+            [one, none] = [await client.get(f"/v1/models/{name}") for name in ("large", "nowhere")]
+
+    assert listed == {"org/chat": "local", "large": "gpu"}
+    assert (one.json()["id"], one.json()["owned_by"]) == ("large", "gpu")
+    assert none.status_code == 404
+    assert server.requests == []

@@ -92,3 +92,16 @@ def test_an_upstream_that_is_down_half_of_the_time_is_tried_by_one_request_at_a_
             breaker.succeeded() if up else breaker.failed(now)
 
     assert tries_while_open <= 6 * 5  # per outage: after 1, 3, 7 s and once it is up again
+
+
+def test_a_probe_whose_reply_begins_closes_it_until_that_reply_fails() -> None:
+    breaker = Breaker()
+    for _ in range(FAILURES):
+        breaker.failed(0.0)
+    assert breaker.admit(FIRST_PAUSE)
+
+    breaker.began()
+    assert breaker.state(FIRST_PAUSE) is BreakerState.CLOSED
+    breaker.failed(FIRST_PAUSE)
+
+    assert breaker.retry_in(FIRST_PAUSE) == 2 * FIRST_PAUSE

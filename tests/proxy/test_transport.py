@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from proxy.connection import MAX_HEAD, MAX_UNREAD
+from proxy.retry import RetryBudget
 from proxy.transport import PooledTransport
 from tests.clock import advance, settle, until
 from tests.proxy.chaos_upstream import SSE, Mode, Wire, answer, chaos_upstream, cut_after, event_stream, hang
@@ -42,7 +43,7 @@ async def ask(
     fields = {"host": "x", **{name.replace("_", "-"): value for name, value in headers.items()}}
     stream = httpx2.ByteStream(body) if isinstance(body, bytes) else Pieces(body)
     request = httpx2.Request(
-        method, url, headers=fields, stream=stream, extensions={"timeout": TIMEOUTS, "repeatable": True}
+        method, url, headers=fields, stream=stream, extensions={"timeout": TIMEOUTS, "repeats": RetryBudget()}
     )
     response = await transport.handle_async_request(request)
     assert isinstance(response.stream, httpx2.AsyncByteStream)

@@ -358,3 +358,53 @@ async def test_a_stream_is_let_through_as_it_is() -> None:
             assert await ask(upstreams) == b"200 data: 1\n\ndata: [DONE]\n\n"
 
     assert noted.answers == [("upstream", 200)]
+
+
+async def test_cuts_in_mid_stream_open_the_breaker_though_every_reply_begins_well() -> None:
+    async with (
+        chaos_upstream(cut_after(b"data: 1\n\n")) as server,
+        fleet(UpstreamSpec(server.url)) as (upstreams, _),
+    ):
+        for _ in range(FAILURES):
+            with pytest.raises(UpstreamUnreachable, match="broke off"):
+                await ask(upstreams)
+        with pytest.raises(UpstreamSpared):
+            await ask(upstreams)
+
+
+async def test_a_declined_answer_is_no_failure() -> None:
+    async with chaos_upstream(answer(404)) as server, fleet(UpstreamSpec(server.url)) as (upstreams, noted):
+        for _ in range(FAILURES + 1):
+            with pytest.raises(UpstreamDeclined):
+                await ask(upstreams, decline=[404])
+
+    assert noted.failures == []
+    assert len(server.requests) == FAILURES + 1
+
+
+async def test_repeats_after_stale_connections_are_charged_to_the_budget() -> None:
+    async def answer_once(wire: Wire) -> None:
+        if wire.sent:
+            wire.reset()
+        else:
+            await answer(body=b"ok")(wire)
+
+    async with chaos_upstream(answer_once) as server, fleet(UpstreamSpec(server.url)) as (upstreams, _):
+        for _ in range(60):
+            assert await ask(upstreams) == b"200 ok"
+
+    assert 60 < len(server.requests) <= 60 * 1.1 + 1
+
+
+async def test_the_time_for_a_whole_reply_is_that_of_the_upstream_that_was_chosen() -> None:
+    async with chaos_upstream(hang) as server:
+        specs = (UpstreamSpec(server.url, name="quick", total_timeout=3.0), UpstreamSpec(server.url, name="patient"))
+        async with fleet(*specs) as (upstreams, noted):
+            request = asyncio.create_task(ask(upstreams))
+            await until(lambda: len(server.requests) == 1)
+            await settle()
+            await advance(3.0)
+            await until(request.done)
+            with pytest.raises(UpstreamTimeout):
+                await request
+    assert noted.failures == [("quick", "timeout")]
