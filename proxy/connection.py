@@ -1,5 +1,6 @@
 """One HTTP/1.1 connection to a server, which carries one exchange after another. The parser is llhttp's, by httptools.
 
+aiohttp's client reaches 76 to 80 % of the requests and 62 to 69 % of the streams a second (docs/perf_testing.md).
 Whatever arrived in one read comes out as one piece: a stream of small events costs a wake-up a read, not one an event.
 """
 

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -231,9 +232,11 @@ async def test_a_name_that_cannot_be_looked_up_is_unreachable() -> None:
 async def test_a_look_up_that_hangs_costs_one_thread_and_the_time_of_a_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    released, looking = threading.Event(), []
+    released, looking, look_up = threading.Event(), [], socket.getaddrinfo
 
-    def slow(*_: object, **__: object) -> list[object]:
+    def slow(host: Any, *rest: Any, **options: Any) -> Any:
+        if host != "slow.example":
+            return look_up(host, *rest, **options)
         looking.append(threading.current_thread().name)
         released.wait()
         raise OSError("no answer")
@@ -242,6 +245,8 @@ async def test_a_look_up_that_hangs_costs_one_thread_and_the_time_of_a_connectio
     async with fleet(UpstreamSpec("http://slow.example/v1", connect_timeout=2.0)) as (upstreams, _):
         requests = [asyncio.create_task(ask(upstreams)) for _ in range(20)]
         await until(lambda: bool(looking))
+        async with chaos_upstream(answer(body=b"ok")) as server, fleet(UpstreamSpec(server.url)) as (others, _):
+            assert await ask(others) == b"200 ok", "the loop turns while a look-up hangs"
         await advance(2.0)
         await until(lambda: all(request.done() for request in requests))
         released.set()
