@@ -5,7 +5,7 @@ from email.utils import parsedate_to_datetime
 
 MAX_ATTEMPTS = 2  # of one request, at one upstream or several
 MAX_RETRY_AFTER = 5.0  # seconds that an upstream may ask to be waited for
-FIRST_DELAY = 0.1  # seconds; doubles with every attempt
+FIRST_DELAY = 0.04  # seconds; doubles with every attempt
 REQUESTS_PER_RETRY = 10
 MAX_SAVED = 10  # retries
 

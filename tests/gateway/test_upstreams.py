@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -343,3 +344,16 @@ models = {{ "large" = "gpt-5" }}
     assert (one.json()["id"], one.json()["owned_by"]) == ("large", "gpu")
     assert none.status_code == 404
     assert server.requests == []
+
+
+async def test_in_mode_first_the_models_here_answer_within_50_ms_when_the_upstream_refuses() -> None:
+    random.seed(0)  # 0.84 comes next: of the wait before the second attempt, nearly all
+    with refusing_upstream() as url:
+        async with gateway(url, "first") as client:
+            request = asyncio.create_task(client.post(CHAT, json=HELLO))
+            while not await counted(client, "gateway_upstream_retries_total{"):
+                pass
+            await advance(0.05)
+            await until(request.done)
+
+    assert who(request.result()) == (200, "local", "upstream-failed")

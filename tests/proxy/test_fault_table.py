@@ -1,6 +1,7 @@
 """Which test covers which fault of an upstream.
 
 U1   refuses      test_an_upstream_that_refuses_is_left_alone_after_five_failures_and_tried_by_one_request_later
+                              test_in_mode_first_the_models_here_answer_within_50_ms_when_the_upstream_refuses
                               test_in_mode_first_an_upstream_that_is_down_is_not_even_asked_after_a_while
 U2   never accepts            test_a_connection_that_is_never_accepted_is_given_up_in_time
 U3   accepts, then silent     test_an_upstream_that_is_silent_is_not_asked_a_second_time_and_gives_its_place_back
