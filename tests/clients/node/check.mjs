@@ -36,6 +36,12 @@ const file = await toFile(Buffer.from(await speech.arrayBuffer()), "speech.mp3")
 const heard = await client.audio.transcriptions.create({ model: "whisper-1", file });
 assert.match(heard.text, /weather is fine today/i);
 
+const long = { model: "tts-1", voice: "alloy", input: "The weather is fine today. ".repeat(4), response_format: "pcm" };
+const [streamed, gathered] = [[], Buffer.from(await (await client.audio.speech.create(long)).arrayBuffer())];
+for await (const chunk of (await client.audio.speech.create(long)).body) streamed.push(chunk);
+assert.ok(streamed.length > 1);
+assert.ok(Buffer.concat(streamed).equals(gathered));
+
 const names = [];
 for await (const model of client.models.list()) names.push(model.id);
 assert.equal(names.length, 4);
