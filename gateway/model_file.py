@@ -42,8 +42,8 @@ Dtype = Annotated[
 ]
 Quantization = Annotated[Literal["none", "bnb-8bit", "bnb-4bit"], Allowed("none, bnb-8bit or bnb-4bit")]
 Engine = Annotated[
-    Literal["auto", "transformers", "faster-whisper", "hibari"],
-    Allowed("auto, transformers, faster-whisper or hibari"),
+    Literal["auto", "transformers", "faster-whisper", "hibari", "kokoro"],
+    Allowed("auto, transformers, faster-whisper, hibari or kokoro"),
 ]
 Place = Annotated[
     str,
@@ -154,7 +154,7 @@ _ENGINES = {
     Task.CHAT: ("transformers",),
     Task.EMBEDDINGS: ("transformers",),
     Task.TRANSCRIPTION: ("faster-whisper", "transformers"),
-    Task.SPEECH: ("hibari", "transformers"),
+    Task.SPEECH: ("hibari", "transformers", "kokoro"),
     Task.RERANK: ("transformers",),
 }
 # A pair of query and document is to a reranker what a text is to an embeddings model.
@@ -167,13 +167,6 @@ _ONLY_FOR = {
     "matryoshka_dimensions": Task.EMBEDDINGS,
 }
 _LIMITS = {**{spec.task: spec.limits for spec in STARTER_MODELS}, Task.RERANK: EMBEDDINGS.limits}
-_LIMITS = {**{spec.task: spec.limits for spec in STARTER_MODELS}, Task.RERANK: EMBEDDINGS.limits}
-_OF_ONE_TASK = {
-    "openai_tokens": Task.EMBEDDINGS,
-    "prefix_cache_bytes": Task.CHAT,
-    "embedding_cache_bytes": Task.EMBEDDINGS,
-    "matryoshka_dimensions": Task.EMBEDDINGS,
-}
 _READERS = (Task.CHAT, Task.EMBEDDINGS, Task.RERANK)
 _TABLES: Mapping[str, type[BaseModel]] = {"models": ModelTable, "upstreams": UpstreamTable}
 _KEYS = (*_TABLES, *FileTable.model_fields)
@@ -327,7 +320,9 @@ def _voice_without_effect(place: str, table: ModelTable, limits: AbstractSet[str
         return
     for name in limits & {"max_batch_size", "max_batch_cost", "max_wait", "max_batch_seconds"}:
         yield f"{place}.limits.{name}: has no effect, as this voice speaks one sentence after another; leave it out"
-    if table.dtype not in (None, "auto", "int8"):
+    if table.engine == "kokoro" and table.dtype not in (None, "auto"):
+        yield f"{place}.dtype: this voice runs in the format of its file; leave it out"
+    elif table.dtype not in (None, "auto", "int8"):
         yield f"{place}.dtype: this voice runs in int8; leave it out"
     if table.device not in (None, "auto", "cpu"):
         yield f"{place}.device: this voice runs on the CPU; leave it out"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol, Self, cast
+from typing import Protocol, Self, cast
 
 import av
 import numpy as np
@@ -122,15 +122,12 @@ class _Sink(Protocol):
         """Encode what is left; may be called again."""
 
 
-class _SoundFile:
-    """libsndfile's encoders, which complete the header when they are closed: too late here.
+class _Flac:
+    """libsndfile's encoder, which completes the header when it is closed: too late here."""
 
-    They encode a sentence in one call, while FFmpeg's wait for the interpreter after each frame.
-    """
-
-    def __init__(self, format: str, subtype: str, **options: Any) -> None:
+    def __init__(self) -> None:
         self._tape = _SeekableTape()
-        self._sound = soundfile.SoundFile(self._tape, "w", SAMPLE_RATE, 1, subtype, format=format, **options)
+        self._sound = soundfile.SoundFile(self._tape, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC")
 
     def write(self, waveform: Waveform) -> None:
         self._sound.write(waveform)
@@ -142,16 +139,21 @@ class _SoundFile:
         self._sound.close()
 
 
-class _Ffmpeg:
-    """FFmpeg's encoders; for Opus about four times as fast as libsndfile's.
+_Options = Mapping[str, str]
+_NONE: _Options = MappingProxyType({})
 
-    options: of the muxer, beside those that keep it from holding anything back.
+
+class _Ffmpeg:
+    """FFmpeg's encoders.
+
+    options: of the codec. muxer: options beside those that keep it from holding anything back.
     """
 
-    def __init__(self, format: str, codec: str, bit_rate: int, **options: str) -> None:
+    def __init__(self, format: str, codec: str, bit_rate: int, options: _Options, muxer: _Options = _NONE) -> None:
         self._tape = _Tape()
-        self._container = av.open(self._tape, "w", format=format, options={"flush_packets": "1", **options})
-        self._stream = cast(av.AudioStream, self._container.add_stream(codec, rate=SAMPLE_RATE, layout="mono"))
+        self._container = av.open(self._tape, "w", format=format, options={"flush_packets": "1", **muxer})
+        stream = self._container.add_stream(codec, rate=SAMPLE_RATE, layout="mono", options=dict(options))
+        self._stream = cast(av.AudioStream, stream)
         self._stream.bit_rate = bit_rate
         self._closed = False
 
@@ -198,14 +200,17 @@ _WAV_HEAD = (
     + b"data" + _OPEN_LENGTH
 )  # fmt: skip
 
+# With the settings that the codecs start from, encoding takes as long as the starter voice takes to speak.
 _SINKS: Mapping[str, Callable[[], _Sink]] = MappingProxyType(
     {
-        # Of constant bit rate, 64 kbit/s, so that a player can tell how long it is by its size.
-        "mp3": lambda: _SoundFile("MP3", "MPEG_LAYER_III", bitrate_mode="CONSTANT", compression_level=0.63),
+        # Of constant bit rate, so that a player can tell how long it is by its size.
+        "mp3": lambda: _Ffmpeg(
+            "mp3", "libmp3lame", 96_000, {"compression_level": "7"}, {"write_xing": "0", "id3v2_version": "0"}
+        ),
         # Pages of a fifth of a second: FFmpeg's own of a second would make every sentence that much later.
-        "opus": lambda: _Ffmpeg("ogg", "libopus", 48_000, page_duration="200000"),
-        "aac": lambda: _Ffmpeg("adts", "aac", 64_000),
-        "flac": lambda: _SoundFile("FLAC", "PCM_16"),
+        "opus": lambda: _Ffmpeg("ogg", "libopus", 48_000, {"compression_level": "5"}, {"page_duration": "200000"}),
+        "aac": lambda: _Ffmpeg("adts", "aac", 64_000, {"aac_coder": "fast"}),
+        "flac": _Flac,
         "wav": lambda: _Pcm(_WAV_HEAD),
         "pcm": _Pcm,
     }

@@ -25,7 +25,7 @@ MIN_SPEED, MAX_SPEED = 0.25, 4.0
 _SECONDS_PER_CHARACTER = 1800 / 4096
 
 # Sentences of one request that are computed together, where the engine gains by that.
-_MOST_AHEAD = 8
+_MOST_TOGETHER = 8
 
 
 class SynthesisHandler:
@@ -99,7 +99,7 @@ class SynthesisHandler:
             self._batcher,
             encoding=self._encoding,
             sample_rate=self._engine.sample_rate,
-            ahead=min(self._batcher.limits.max_batch_size, _MOST_AHEAD),
+            batch_size=min(self._batcher.limits.max_batch_size, _MOST_TOGETHER),
             # What is spoken may take longer than was reckoned, but not without end.
             max_seconds=2 * self._max_seconds,
             on_spoken=self._count,

@@ -16,7 +16,7 @@ from handlers.errors import InvalidRequest, ModelLoadError
 from handlers.spec import ModelSpec
 from handlers.speech.english import has_sound, spell
 from handlers.speech.sentences import split
-from handlers.speech.types import Script, Sentence
+from handlers.speech.types import Script, Sentence, unreadable
 from handlers.speech.voices import DEFAULT, voices_in_force
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class HibariEngine:
         except InvalidRequest as refusal:
             return refusal
         if not pieces:
-            return _unreadable(sentence.text)
+            return unreadable(sentence.text)
         waveform = np.concatenate(pieces)
         return waveform if pace == sentence.speed else change_tempo(waveform, SAMPLE_RATE, sentence.speed / pace)
 
@@ -124,13 +124,7 @@ def _phonemes(model: Hibari, sentence: str) -> Iterator[str]:
     try:
         phonemes = model.g2p(sentence)
     except (ValueError, LookupError) as error:
-        raise _unreadable(sentence) from error
+        raise unreadable(sentence) from error
     for part in textwrap.wrap(phonemes, _MAX_PHONEMES, break_on_hyphens=False):
         if any(symbol.isalpha() for symbol in part if symbol in model.vocab):
             yield part
-
-
-def _unreadable(sentence: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"The voice cannot read {textwrap.shorten(sentence, 60)!r}. Write its numbers and signs in words.", "input"
-    )

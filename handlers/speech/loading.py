@@ -21,6 +21,10 @@ def load_engine(spec: ModelSpec, folder: Path) -> Engine:
             from handlers.speech.hibari import load as load_hibari
 
             return load_hibari(spec, folder)
+        case "kokoro":
+            from handlers.speech.kokoro import load as load_kokoro
+
+            return load_kokoro(spec, folder)
         case other:
             raise ModelLoadError(f"model {spec.id}: the engine {other} does not speak")
 

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 _END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=\S)|(?<=[。！？])\s*(?=\S)|\n\s*")
@@ -16,6 +17,15 @@ _LONGEST_NAME = 8
 def split(text: str, most: int) -> Sequence[str]:
     """Sentences, and parts of those that are longer than `most` characters; without the space around them."""
     return [part for sentence in _sentences(text) for part in _bounded(sentence, most)]
+
+
+def without_control(text: str) -> str:
+    """Composed (NFC), without characters that are not text; line ends stay."""
+    return "".join(map(_visible, unicodedata.normalize("NFC", text)))
+
+
+def _visible(char: str) -> str:
+    return char if char == "\n" else {"Cc": " ", "Cf": "", "Zs": " "}.get(unicodedata.category(char), char)
 
 
 def _sentences(text: str) -> Iterator[str]:

@@ -28,8 +28,8 @@ _TOKENS_PER_SECOND = 20
 class Synthesis:
     """Leaving the context ends the synthesis at the next sentence; iterating yields encoded audio, all of it the file.
 
-    The next sentences are computed while one is encoded and sent: `ahead` of them, the first one alone so that it comes
-    soon. Whoever takes his time holds up only his own.
+    The next sentences are computed while one is encoded and sent: the first one alone so that it comes soon, then
+    `batch_size` at a time, until more than so many wait to be sent. Whoever takes his time holds up only his own.
 
     media_type: of the audio. voice: the local one that speaks. input_tokens: the characters of the text.
     transliterated: alphabets that were written in Latin letters for the voice.
@@ -46,7 +46,7 @@ class Synthesis:
         *,
         encoding: Worker,
         sample_rate: int,
-        ahead: int,
+        batch_size: int,
         max_seconds: float,
         on_spoken: Callable[[float], None],
     ) -> None:
@@ -55,15 +55,15 @@ class Synthesis:
         self.transliterated = script.transliterated
         self.input_tokens = len(request.text)
         self._format = request.format
-        self._sentences = [Sentence(text, voice, request.speed) for text in script.sentences]
+        self._waiting = deque(Sentence(text, voice, request.speed) for text in script.sentences)
         self._caller = caller
         self._batcher = batcher
         self._encoding = encoding
         self._sample_rate = sample_rate
-        self._ahead = ahead
+        self._batch_size = batch_size
         self._max_seconds = max_seconds
         self._on_spoken = on_spoken
-        self._running: deque[asyncio.Task[Waveform]] = deque()
+        self._spoken: deque[asyncio.Task[Waveform]] = deque()
         self._context = ExitStack()
         self._encoder: Encoder | None = None
 
@@ -74,15 +74,16 @@ class Synthesis:
 
     async def __aenter__(self) -> Self:
         """Raises QueueFull or ShuttingDown."""
-        self._hold: Hold = self._context.enter_context(self._batcher.hold(sum(len(it.text) for it in self._sentences)))
+        self._hold: Hold = self._context.enter_context(self._batcher.hold(sum(len(it.text) for it in self._waiting)))
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self._waiting.clear()
         self._context.close()
-        for task in self._running:
+        for task in self._spoken:
             task.cancel()
         with anyio.CancelScope(shield=True):
-            await asyncio.gather(*self._running, return_exceptions=True)
+            await asyncio.gather(*self._spoken, return_exceptions=True)
             if self._encoder is not None:
                 await self._encoding.run(self._encoder.close)
 
@@ -104,21 +105,33 @@ class Synthesis:
         return self._encoder.seconds if self._encoder is not None else 0.0
 
     async def _waveforms(self) -> AsyncIterator[Waveform]:
-        waiting = iter(self._sentences)
-        self._start(waiting, 1)
-        while self._running:
-            waveform = await self._running[0]
-            self._running.popleft()
-            self._start(waiting, self._ahead)
-            if not self._running:
-                self._context.close()  # all is spoken, so the room is free for others while this is sent
+        self._start(1)
+        while self._spoken:
+            waveform = await self._spoken[0]
+            self._spoken.popleft()
+            self._start_next()
             yield waveform
 
-    def _start(self, waiting: Iterator[Sentence], most: int) -> None:
-        """Let the batcher have the next sentences, until `most` are under way."""
-        while len(self._running) < most and (sentence := next(waiting, None)):
+    def _start_next(self) -> None:
+        """Called when a sentence was made, and when one was taken to be sent."""
+        if not all(task.done() for task in self._spoken):
+            return
+        if not self._waiting:
+            self._context.close()  # all is spoken, so the room is free for others while this is sent
+        elif len(self._spoken) <= self._batch_size:
+            self._start(self._batch_size)
+
+    def _start(self, count: int) -> None:
+        """Let the batcher have the next sentences."""
+        for sentence in [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]:
             job: Job[Sentence, Waveform] = Job(sentence, self._caller, cost=len(sentence.text))
-            self._running.append(asyncio.create_task(self._batcher.submit(job, self._hold)))
+            task = asyncio.create_task(self._batcher.submit(job, self._hold))
+            task.add_done_callback(lambda task: self._start_next() if _succeeded(task) else None)
+            self._spoken.append(task)
+
+
+def _succeeded(task: asyncio.Task[Waveform]) -> bool:
+    return not task.cancelled() and task.exception() is None
 
 
 def _chunks(encoded: bytes) -> Iterator[bytes]:

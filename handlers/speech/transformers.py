@@ -1,7 +1,6 @@
 """Voices of transformers: VITS (also MMS) and SpeechT5, several sentences in one pass."""
 
 import json
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from handlers.devices import pick_device, pick_dtype
 from handlers.errors import InvalidRequest, ModelLoadError
 from handlers.pretrained import cannot_load, log_placement, placement
 from handlers.spec import ModelSpec
-from handlers.speech.sentences import split
+from handlers.speech.sentences import split, without_control
 from handlers.speech.types import Script, Sentence
 from handlers.speech.voices import shared_out
 
@@ -58,7 +57,7 @@ class TransformersEngine:
 
     def prepare(self, text: str) -> Script:
         """The text in sentences. Raises InvalidRequest naming the characters that the model does not know."""
-        plain = "".join(map(_without_control, unicodedata.normalize("NFC", text)))
+        plain = without_control(text)
         unknown = sorted({char for char in plain if self._written(char) is None})
         if unknown:
             listed = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in unknown[:8])
@@ -90,12 +89,6 @@ class TransformersEngine:
         if char.lower() in known:
             return char.lower()
         return " " if char in _PAUSES else None
-
-
-def _without_control(char: str) -> str:
-    if char == "\n":
-        return char
-    return {"Cc": " ", "Cf": "", "Zs": " "}.get(unicodedata.category(char), char)
 
 
 def _at_speed(waveform: Waveform, sample_rate: int, speed: float) -> Waveform:

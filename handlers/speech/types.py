@@ -1,6 +1,9 @@
 """What a synthesis is, apart from any wire format."""
 
+import textwrap
 from dataclasses import dataclass
+
+from handlers.errors import InvalidRequest
 
 MAX_CHARACTERS = 4096
 """Of a text, as OpenAI has it."""
@@ -35,3 +38,10 @@ class Sentence:
     text: str
     voice: str
     speed: float = 1.0
+
+
+def unreadable(sentence: str) -> InvalidRequest:
+    """What an engine answers for a sentence that it stumbles over."""
+    return InvalidRequest(
+        f"The voice cannot read {textwrap.shorten(sentence, 60)!r}. Write its numbers and signs in words.", "input"
+    )

@@ -35,7 +35,7 @@ def voices_in_force(local: Collection[str]) -> Mapping[str, str]:
     return mapped | {name: name for name in local}
 
 
-def shared_out(speakers: Sequence[str]) -> Mapping[str, str]:
+def shared_out(speakers: Sequence[str]) -> dict[str, str]:
     """The same for speakers of whom nothing is known: OpenAI's names are dealt out to them in turn.
 
     speakers: at least one.

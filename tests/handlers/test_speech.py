@@ -147,7 +147,7 @@ async def test_the_first_chunk_comes_before_the_last_sentence_is_made(format: st
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("batches", "most"), [(False, 1), (True, 4)])
+@pytest.mark.parametrize(("batches", "most"), [(False, 2), (True, 8)])
 async def test_a_slow_reader_lets_few_sentences_be_made_ahead(batches: bool, most: int) -> None:
     engine = FakeEngine(batches=batches)
     async with serving(engine, Limits(max_batch_size=4)) as handler:
