@@ -97,10 +97,11 @@ def test_the_length_is_reckoned_beforehand(engine: HibariEngine) -> None:
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("speed", [0.25, 0.5, 0.8, 1.25, 2.0, 4.0])
-def test_speed_divides_the_duration(engine: HibariEngine, speed: float) -> None:
-    # The voice sets its own pauses, so the model's own range is only roughly proportional.
-    assert len(spoken(engine, TEXT, speed)) == pytest.approx(len(spoken(engine, TEXT)) / speed, rel=0.12)
+def test_speed_divides_the_duration(engine: HibariEngine) -> None:
+    usual = len(spoken(engine, TEXT))
+    for speed in (0.25, 0.5, 0.8, 1.25, 2.0, 4.0):
+        # The voice sets its own pauses, so the model's own range is only roughly proportional.
+        assert len(spoken(engine, TEXT, speed)) == pytest.approx(usual / speed, rel=0.12), speed
 
 
 @pytest.mark.models
@@ -115,15 +116,15 @@ def test_pauses_alone_are_no_sentence(engine: HibariEngine, text: str) -> None:
     [
         "9" * 200, "%" * 200, "a-" * 100, "aB" * 100, "http://" + "x" * 200, "😀", "你好世界", "Item 4\U0001f105a.",
         "مرحبا", "1,000,000,000,000,000,000,000,000,000,000,000,000,000,000", "£", "½", "1e400", "0x1F", "v1.2.3-rc4",
-        "The 21st of Mar. 1999, 7:05 pm, e.g. $3.5bn, 5km/h, 20°C, 3/4", "¿Qué? ¡Sí!", "a\u0301\u0302\u0303", "…",
-    ][:-1],
+        "The 21st of Mar. 1999, 7:05 pm, e.g. $3.5bn, 5km/h, 20°C, 3/4", "¿Qué? ¡Sí!", "a\u0301\u0302\u0303",
+    ],
 )  # fmt: skip
 def test_odd_texts_are_spoken(engine: HibariEngine, text: str) -> None:
     assert len(spoken(engine, text)) > 1000
 
 
 @pytest.mark.models
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.text(st.characters(exclude_categories=["Cs", "Co", "Cn"]), max_size=40))
 def test_any_text_is_spoken_whole(engine: HibariEngine, text: str) -> None:
     for sentence in engine.prepare(text).sentences:
@@ -133,7 +134,7 @@ def test_any_text_is_spoken_whole(engine: HibariEngine, text: str) -> None:
 
 
 @pytest.mark.models
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.text("0123456789.,$€£%/:-#+ap mkKMx'\"()", min_size=1, max_size=30))
 def test_numbers_and_signs_in_any_order_are_spoken(engine: HibariEngine, text: str) -> None:
     for sentence in engine.prepare(text).sentences:
@@ -167,7 +168,7 @@ def heard(whisper: WhisperEngine, audio: bytes) -> str:
 
 @pytest.mark.models
 @pytest.mark.anyio
-@pytest.mark.parametrize(("format", "speed"), [("mp3", 1.0), ("opus", 1.0), ("aac", 1.0), ("wav", 2.0), ("flac", 0.4)])
+@pytest.mark.parametrize(("format", "speed"), [("mp3", 1.0), ("opus", 2.0), ("aac", 0.4)])
 async def test_what_is_spoken_is_understood(
     engine: HibariEngine, whisper: WhisperEngine, format: str, speed: float
 ) -> None:

@@ -34,6 +34,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return saved
 
 
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> TransformersEngine:
+    return load(SPEC, folder)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_neighbours_in_a_batch_change_nothing(folder: Path, device: str) -> None:
     engine = load(replace(SPEC, device=device), folder)
@@ -47,15 +52,13 @@ def test_neighbours_in_a_batch_change_nothing(folder: Path, device: str) -> None
         np.testing.assert_allclose(reversed_, single, atol=2e-4)
 
 
-def test_the_same_sentence_always_sounds_the_same(folder: Path) -> None:
-    engine = load(SPEC, folder)
+def test_the_same_sentence_always_sounds_the_same(engine: TransformersEngine, folder: Path) -> None:
     first, second = (waveforms(engine, ["some words"])[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first, waveforms(load(SPEC, folder), ["some words"])[0])
 
 
-def test_speed_divides_the_duration(folder: Path) -> None:
-    engine = load(SPEC, folder)
+def test_speed_divides_the_duration(engine: TransformersEngine) -> None:
     [usual], [fast] = (waveforms(engine, [SENTENCES[2] * 4], speed) for speed in (1.0, 2.0))
     assert len(fast) == pytest.approx(len(usual) / 2, rel=0.2)
 
@@ -66,8 +69,7 @@ def test_a_folder_with_a_config_is_run_by_transformers(folder: Path) -> None:
     assert (engine.device, engine.dtype, engine.sample_rate, engine.batches) == ("cpu", "float32", 16_000, True)
 
 
-def test_text_is_written_as_the_model_knows_it(folder: Path) -> None:
-    engine = load(SPEC, folder)
+def test_text_is_written_as_the_model_knows_it(engine: TransformersEngine) -> None:
     script = engine.prepare("Some words (a few)\u200b.\n\nYes — more;")
     assert [sentence.lower() for sentence in script.sentences] in (
         ["some words a few", "yes more"],
@@ -80,9 +82,9 @@ def test_text_is_written_as_the_model_knows_it(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "unknown"), [("50 words", "'0'"), ("你好", "U\\+4F60"), ("a % b", "'%'"), ("😀", "U\\+1F600")]
 )
-def test_what_the_model_does_not_know_is_refused_by_name(folder: Path, text: str, unknown: str) -> None:
+def test_what_the_model_does_not_know_is_refused_by_name(engine: TransformersEngine, text: str, unknown: str) -> None:
     with pytest.raises(InvalidRequest, match=unknown) as refused:
-        load(SPEC, folder).prepare(text)
+        engine.prepare(text)
     assert refused.value.param == "input"
 
 
