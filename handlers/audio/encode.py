@@ -158,9 +158,7 @@ class _Ffmpeg:
         self._closed = False
 
     def write(self, waveform: Waveform) -> None:
-        frame = av.AudioFrame.from_ndarray(waveform[np.newaxis], format="flt", layout="mono")
-        frame.sample_rate = SAMPLE_RATE
-        self._container.mux(self._stream.encode(frame))
+        self._container.mux(self._stream.encode(_frame(waveform, "flt")))
 
     def take(self) -> bytes:
         return self._tape.take()
@@ -171,6 +169,44 @@ class _Ffmpeg:
         self._closed = True
         self._container.mux(self._stream.encode(None))
         self._container.close()
+
+
+class _Mp3:
+    """FFmpeg's encoder without a container, which would wait for the interpreter twice for each frame.
+
+    Of constant bit rate, so that a player can tell how long it is by its size.
+    """
+
+    def __init__(self) -> None:
+        self._fresh = bytearray()
+        self._codec = cast(av.AudioCodecContext, av.CodecContext.create("libmp3lame", "w"))
+        self._codec.sample_rate, self._codec.layout, self._codec.format = SAMPLE_RATE, "mono", "fltp"
+        self._codec.bit_rate = 96_000
+        self._codec.options = {"compression_level": "7"}
+        self._closed = False
+
+    def write(self, waveform: Waveform) -> None:
+        self._encode(_frame(waveform, "fltp"))
+
+    def take(self) -> bytes:
+        fresh = bytes(self._fresh)
+        self._fresh.clear()
+        return fresh
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._encode(None)
+
+    def _encode(self, frame: av.AudioFrame | None) -> None:
+        for packet in self._codec.encode(frame):
+            self._fresh += packet
+
+
+def _frame(waveform: Waveform, format: str) -> av.AudioFrame:
+    frame = av.AudioFrame.from_ndarray(waveform[np.newaxis], format=format, layout="mono")
+    frame.sample_rate = SAMPLE_RATE
+    return frame
 
 
 class _Pcm:
@@ -203,10 +239,7 @@ _WAV_HEAD = (
 # With the settings that the codecs start from, encoding takes as long as the starter voice takes to speak.
 _SINKS: Mapping[str, Callable[[], _Sink]] = MappingProxyType(
     {
-        # Of constant bit rate, so that a player can tell how long it is by its size.
-        "mp3": lambda: _Ffmpeg(
-            "mp3", "libmp3lame", 96_000, {"compression_level": "7"}, {"write_xing": "0", "id3v2_version": "0"}
-        ),
+        "mp3": _Mp3,
         # Pages of a fifth of a second: FFmpeg's own of a second would make every sentence that much later.
         "opus": lambda: _Ffmpeg("ogg", "libopus", 48_000, {"compression_level": "5"}, {"page_duration": "200000"}),
         "aac": lambda: _Ffmpeg("adts", "aac", 64_000, {"aac_coder": "fast"}),
