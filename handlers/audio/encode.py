@@ -179,7 +179,7 @@ class _Mp3:
 
     def __init__(self) -> None:
         self._fresh = bytearray()
-        self._codec = cast(av.AudioCodecContext, av.CodecContext.create("libmp3lame", "w"))
+        self._codec = av.CodecContext.create("libmp3lame", "w")
         self._codec.sample_rate, self._codec.layout, self._codec.format = SAMPLE_RATE, "mono", "fltp"
         self._codec.bit_rate = 96_000
         self._codec.options = {"compression_level": "7"}
