@@ -2,14 +2,15 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import chain
-from typing import Generic
+from typing import Generic, cast
 
 import anyio
 
-from batching.degradation import Report, is_memory_error, run_isolated
+from batching.context import current_requests
+from batching.degradation import Report, is_memory_error, run_isolated, run_isolated_elsewhere
 from batching.errors import DeadlineExceeded, ShuttingDown
 from batching.job import Job, Result, Work
 from batching.limits import Limits
@@ -18,6 +19,7 @@ from batching.stats import Outcome, outcome_of
 from batching.worker import Worker
 
 Run = Callable[[Sequence[Work]], Sequence[Result | Exception]]
+RunElsewhere = Callable[[Sequence[Work]], Awaitable[Sequence[Result | Exception]]]
 
 
 class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
@@ -25,7 +27,8 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
 
     run: the model, called in a worker thread with the batch's works; returns one entry a work, in order. An entry
         that is an Exception becomes that job's error. What it raises is isolated by splitting the batch.
-    worker: where it runs. beside: workers for as many more batches at the same time, when more is waiting than one
+    worker: where it runs. None: `run` is a coroutine function instead, for a model in another process, and is
+        cancelled as soon as nobody waits for any job of its batch. beside: workers for as many more batches at the same time, when more is waiting than one
         batch takes; run_beside: how batches run then, `run` being for one that has the machine to itself.
     is_out_of_memory, release_memory: how the device says no, and how it gives back what a failed batch held.
     """
@@ -33,10 +36,10 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
     def __init__(
         self,
         name: str,
-        run: Run[Work, Result],
+        run: Run[Work, Result] | RunElsewhere[Work, Result],
         limits: Limits,
         *,
-        worker: Worker,
+        worker: Worker | None,
         beside: Sequence[Worker] = (),
         run_beside: Run[Work, Result] | None = None,
         is_out_of_memory: Callable[[BaseException], bool] = is_memory_error,
@@ -48,7 +51,8 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         self._workers = (worker, *beside)
         self._is_out_of_memory = is_out_of_memory
         self._release_memory = release_memory
-        self._running: dict[Worker, Sequence[Job[Work, Result]]] = {}
+        self._running: dict[Worker | None, Sequence[Job[Work, Result]]] = {}
+        self._elsewhere = anyio.CancelScope()
         self._alone = False
 
     @property
@@ -92,11 +96,13 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         job.cancel.cancel()
         if self._scheduler.abort(job):
             self._signal()
+        elif not any(_is_awaited(job) for job in self._running.get(None, ())):
+            self._elsewhere.cancel()
 
     @property
     def _busy(self) -> bool:
         jobs = chain.from_iterable(self._running.values())
-        return self.waiting > 0 or any(job.future and not job.future.done() for job in jobs)
+        return self.waiting > 0 or any(map(_is_awaited, jobs))
 
     async def _serve(self) -> None:
         if len(self._workers) == 1:
@@ -105,7 +111,7 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
             for worker in self._workers:
                 tasks.start_soon(self._run_batches, worker)
 
-    async def _run_batches(self, worker: Worker) -> None:
+    async def _run_batches(self, worker: Worker | None) -> None:
         """One batch after another in one worker."""
         while True:
             await self._batch_due()
@@ -136,7 +142,7 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         in_time = int(self._pace.cost_in(self.limits.max_batch_seconds) / len(self._workers))
         return min(fits, max(self.limits.least_batch_cost, in_time))
 
-    async def _run_batch(self, jobs: Sequence[Job[Work, Result]], worker: Worker) -> None:
+    async def _run_batch(self, jobs: Sequence[Job[Work, Result]], worker: Worker | None) -> None:
         self._alone = len(self._workers) == 1 or not (self._running or self.waiting)
         share = 1 if self._alone else len(self._workers)
         self._running[worker] = jobs
@@ -146,28 +152,43 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
             self._tally.queue_time.observe(job.timing.queue_time)
         self._tally.batch_size.observe(len(jobs))
         report = await self._run_in(worker, jobs)
+        del self._running[worker]
+        self._alone = False
+        if report is None:
+            return
         ended = anyio.current_time()
         for job, answer in zip(jobs, report.answers, strict=True):
             job.timing.ended = ended
             _answer(job, answer)
-        del self._running[worker]
-        self._alone = False
         self._pace.record(share * sum(job.cost for job in jobs), ended - started)
         if report.oom_cost is not None:
             self._tally.out_of_memory += 1
             self._shrink(report.oom_cost)
 
-    async def _run_in(self, worker: Worker, jobs: Sequence[Job[Work, Result]]) -> Report[Result]:
+    async def _run_in(self, worker: Worker | None, jobs: Sequence[Job[Work, Result]]) -> Report[Result] | None:
+        """None: it was stopped, as nobody waited for it any more."""
         run = self._run_alone if self._alone else self._run_beside
         works, costs = [job.work for job in jobs], [job.cost for job in jobs]
-        isolated = partial(run_isolated, run, works, costs, self._is_out_of_memory, self._release_memory)
-        return await worker.run(isolated, requests=[job.caller.request_id for job in jobs])
+        requests = [job.caller.request_id for job in jobs]
+        if worker is None:
+            current_requests.set(tuple(requests))
+            with anyio.CancelScope() as self._elsewhere:
+                elsewhere = cast(RunElsewhere[Work, Result], run)
+                return await run_isolated_elsewhere(elsewhere, works, costs, self._is_out_of_memory)
+            return None
+        here = cast(Run[Work, Result], run)
+        isolated = partial(run_isolated, here, works, costs, self._is_out_of_memory, self._release_memory)
+        return await worker.run(isolated, requests=requests)
 
     def _abandon(self) -> None:
         for job in (*chain.from_iterable(self._running.values()), *self._scheduler.clear()):
             job.cancel.cancel()
             _answer(job, ShuttingDown(f"{self.name} was stopped"))
         self._running.clear()
+
+
+def _is_awaited(job: Job[Work, Result]) -> bool:
+    return job.future is not None and not job.future.done()
 
 
 def _answer(job: Job[Work, Result], answer: Result | Exception) -> None:

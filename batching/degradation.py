@@ -2,11 +2,11 @@
 
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
-from batching.errors import EngineFailed, OutOfMemory
+from batching.errors import EngineFailed, OutOfMemory, ProcessBroken, ShuttingDown
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -81,15 +81,22 @@ class Failure:
     traceback: str
 
 
+_Tried: TypeAlias = Sequence[Result | Exception] | Failure | None
+
+
 def attempt(function: Callable[..., T], *args: object) -> T | Failure:
     """Call `function` and bring whatever it raises back as a value."""
     try:
         return function(*args)
     except BaseException as error:
-        logger.debug("the engine raised", exc_info=True)
-        failure = Failure(error, traceback.format_exc())
-        _drop_frames(error)
-        return failure
+        return _failure(error)
+
+
+def _failure(error: BaseException) -> Failure:
+    logger.debug("the engine raised", exc_info=True)
+    failure = Failure(error, traceback.format_exc())
+    _drop_frames(error)
+    return failure
 
 
 def _drop_frames(error: BaseException) -> None:
@@ -119,15 +126,52 @@ def run_isolated(
 ) -> Report[Result]:
     """Run a batch in the worker thread; on out-of-memory or failure retry its halves, down to the item at fault."""
     report: Report[Result] = Report([])
+    search = _search(report, works, costs, is_out_of_memory)
+    tried: _Tried[Result] = None
+    while (group := _next_group(search, tried)) is not None:
+        tried = attempt(_run_checked, run, group)
+        if isinstance(tried, Failure) and is_out_of_memory(tried.error):
+            attempt(release_memory)
+    return report
+
+
+async def run_isolated_elsewhere(
+    run: Callable[[Sequence[Work]], Awaitable[Sequence[Result | Exception]]],
+    works: Sequence[Work],
+    costs: Sequence[int],
+    is_out_of_memory: Callable[[BaseException], bool],
+) -> Report[Result]:
+    """As `run_isolated`, for a model in another process. Cancelling it cancels `run`, and nothing is tried again."""
+    report: Report[Result] = Report([])
+    search = _search(report, works, costs, is_out_of_memory)
+    tried: _Tried[Result] = None
+    while (group := _next_group(search, tried)) is not None:
+        try:
+            tried = _checked(await run(group), group)
+        except Exception as error:  # noqa: BLE001 - the search's, whatever it is
+            tried = _failure(error)
+    return report
+
+
+def _search(
+    report: Report[Result],
+    works: Sequence[Work],
+    costs: Sequence[int],
+    is_out_of_memory: Callable[[BaseException], bool],
+) -> Generator[Sequence[Work], _Tried[Result], None]:
+    """Yields who is to run together, is sent what became of them, and fills the report."""
     groups = [range(len(works))]
     while groups:
         group = groups.pop()
-        answers = attempt(_run_checked, run, [works[i] for i in group])
+        answers = yield [works[i] for i in group]
+        assert answers is not None
         if not isinstance(answers, Failure):
             report.answers.extend(answers)
             continue
+        if isinstance(answers.error, ProcessBroken | ShuttingDown):  # nobody could do better alone
+            report.answers.extend([answers.error] * (len(works) - len(report.answers)))
+            return
         if out_of_memory := is_out_of_memory(answers.error):
-            attempt(release_memory)
             cost = sum(costs[i] for i in group)
             report.oom_cost = cost if report.oom_cost is None else min(cost, report.oom_cost)
         if len(group) == 1:
@@ -135,7 +179,16 @@ def run_isolated(
         else:
             middle = len(group) // 2
             groups += [group[middle:], group[:middle]]
-    return report
+
+
+def _next_group(
+    search: Generator[Sequence[Work], _Tried[Result], None], tried: _Tried[Result]
+) -> Sequence[Work] | None:
+    """None at the end."""
+    try:
+        return search.send(tried)
+    except StopIteration:
+        return None
 
 
 def job_error(failure: Failure, *, out_of_memory: bool) -> Exception:
@@ -152,7 +205,10 @@ def job_error(failure: Failure, *, out_of_memory: bool) -> Exception:
 def _run_checked(
     run: Callable[[Sequence[Work]], Sequence[Result | Exception]], works: Sequence[Work]
 ) -> Sequence[Result | Exception]:
-    answers = run(works)
+    return _checked(run(works), works)
+
+
+def _checked(answers: Sequence[Result | Exception], works: Sequence[Work]) -> Sequence[Result | Exception]:
     if len(answers) != len(works):
         raise RuntimeError(f"the engine gave {len(answers)} answers for {len(works)} jobs")
     return answers

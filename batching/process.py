@@ -129,24 +129,29 @@ class ProcessWorker:
         self._supervisor = asyncio.create_task(self._supervise(child), name=f"{self.name} supervisor")
 
     async def call(
-        self, method: str, *arguments: object, files: Sequence[BinaryIO] = (), requests: Sequence[str] = ()
+        self,
+        method: str,
+        *arguments: object,
+        files: Sequence[BinaryIO] = (),
+        requests: Sequence[str] = (),
+        patience: float = 0.0,
     ) -> Any:
         """The method's value. Arguments and value are JSON, numpy arrays of numbers and bytes, in lists and objects.
 
         Arrays are not copied here: leave them alone until the answer is there. files: open ones, which the method gets
         as its keyword `files`, at a position that both sides share. requests: ids of the requests served, for the log.
 
-        Cancelling a call that has not begun withdraws it. Cancelling one that runs kills the process at once; another
-        one is started, and the calls that wait run there.
+        Cancelling a call that has not begun withdraws it. Cancelling one that runs kills the process, at once or after
+        the seconds of `patience` if it has not ended by then; another one is started, and the calls that wait run there.
 
         Raises what the method raised, by kind, ProcessDied when the process did, ProcessBroken, ShuttingDown,
         TypeError for what cannot be sent, and MessageTooLarge.
         """
         call = self.submit(method, *arguments, files=files, requests=requests)
         try:
-            return await call.answer
+            return await asyncio.shield(call.answer)
         finally:
-            self.kill(call)
+            self.kill(call, patience)
 
     def submit(
         self, method: str, *arguments: object, files: Sequence[BinaryIO] = (), requests: Sequence[str] = ()
@@ -165,11 +170,19 @@ class ProcessWorker:
         self._arrived.set()
         return call
 
-    def kill(self, call: ProcessCall) -> None:
-        """End a call without an answer: ProcessDied for who still awaits it. One that has its answer is left alone."""
+    def kill(self, call: ProcessCall, patience: float = 0.0) -> None:
+        """End a call without an answer: ProcessDied for who still awaits it. One that has its answer is left alone.
+
+        patience: seconds that it gets if it has begun.
+        """
+        if call.answer.done():
+            return
         if call in self._waiting:
             self._waiting.remove(call)
-        elif call is self._running and self._child and not _is_answered(call):
+        elif patience:
+            asyncio.get_running_loop().call_later(patience, self.kill, call)
+            return
+        elif call is self._running and self._child:
             self._child.kill()
         call.fail(ProcessDied(f"{self.name}: the call was killed"))
 
@@ -238,6 +251,7 @@ class ProcessWorker:
             if child.killed:
                 continue  # a moment too late
             assert self._running, "an answer without a call"
+            self._restarts.answered()
             try:
                 self._running.answer.set_result(self._value(message))
             except Exception as error:  # noqa: BLE001 - the caller's, whatever it is
@@ -303,10 +317,6 @@ def _levels() -> dict[str, int]:
     named = logging.root.manager.loggerDict.items()
     levels = {name: log.level for name, log in named if isinstance(log, logging.Logger) and log.level}
     return {"root": logging.root.level, **levels}
-
-
-def _is_answered(call: ProcessCall) -> bool:
-    return call.answer.done() and not call.answer.cancelled()
 
 
 def _how(code: int) -> str:

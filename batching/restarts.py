@@ -4,7 +4,8 @@
 class Restarts:
     """After a crash, `first` seconds of pause, doubled with each further one up to `longest`.
 
-    A `window` without a crash makes the next one the first again. `most` crashes within one window are a crash loop.
+    An answered call, or a `window` without a crash, makes the next one the first again. `most` crashes within one window
+    and without an answer are a crash loop.
     All times in seconds.
     """
 
@@ -15,6 +16,10 @@ class Restarts:
         self.window = window
         self._crashes: list[float] = []
         self._in_a_row = 0
+
+    def answered(self) -> None:
+        """The process does its work: if it dies of the next call, that is the call's fault."""
+        self._crashes.clear()
 
     def crashed(self, now: float) -> float | None:
         """The seconds to wait before the next start, or None to give up."""
