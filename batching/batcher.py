@@ -27,9 +27,10 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
 
     run: the model, called in a worker thread with the batch's works; returns one entry a work, in order. An entry
         that is an Exception becomes that job's error. What it raises is isolated by splitting the batch.
-    worker: where it runs. None: `run` is a coroutine function instead, for a model in another process, and is
-        cancelled as soon as nobody waits for any job of its batch. beside: workers for as many more batches at the same time, when more is waiting than one
-        batch takes; run_beside: how batches run then, `run` being for one that has the machine to itself.
+    worker: where it runs. None: `run` is a coroutine function, for a model in another process; it is cancelled as soon
+        as nobody waits for any job of its batch. beside: workers for as many more batches at the same time, when more
+        is waiting than one batch takes; run_beside: how batches run then, `run` being for one that has the machine to
+        itself.
     is_out_of_memory, release_memory: how the device says no, and how it gives back what a failed batch held.
     """
 
@@ -46,8 +47,8 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         release_memory: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name, limits)
-        self._run_alone = run
-        self._run_beside = run_beside or run
+        self._run_alone = cast(Run[Work, Result], run)
+        self._run_beside = run_beside or self._run_alone
         self._workers = (worker, *beside)
         self._is_out_of_memory = is_out_of_memory
         self._release_memory = release_memory
@@ -176,8 +177,7 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
                 elsewhere = cast(RunElsewhere[Work, Result], run)
                 return await run_isolated_elsewhere(elsewhere, works, costs, self._is_out_of_memory)
             return None
-        here = cast(Run[Work, Result], run)
-        isolated = partial(run_isolated, here, works, costs, self._is_out_of_memory, self._release_memory)
+        isolated = partial(run_isolated, run, works, costs, self._is_out_of_memory, self._release_memory)
         return await worker.run(isolated, requests=requests)
 
     def _abandon(self) -> None:

@@ -16,6 +16,9 @@ from batching.worker import Worker
 
 _ROOT = Path(__file__).parent.parent
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[2]); from batching.child import main; main(*map(int, sys.argv[3:]))"
+PROCESSES_WORK = hasattr(socket, "send_fds") and hasattr(socket, "AF_UNIX")
+"""Whether this platform has what they need."""
+
 _CHUNK_BYTES = 1 << 20  # as much is received at once before others on the loop have their turn
 
 

@@ -88,7 +88,7 @@ def attempt(function: Callable[..., T], *args: object) -> T | Failure:
     """Call `function` and bring whatever it raises back as a value."""
     try:
         return function(*args)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - nothing escapes a worker thread
         return _failure(error)
 
 

@@ -141,8 +141,9 @@ class ProcessWorker:
         Arrays are not copied here: leave them alone until the answer is there. files: open ones, which the method gets
         as its keyword `files`, at a position that both sides share. requests: ids of the requests served, for the log.
 
-        Cancelling a call that has not begun withdraws it. Cancelling one that runs kills the process, at once or after
-        the seconds of `patience` if it has not ended by then; another one is started, and the calls that wait run there.
+        Cancelling a call that has not begun withdraws it. Cancelling one that runs kills the process, at once or, if it
+        has not ended by then, after the seconds of `patience`; another one is started, and the calls that wait run
+        there.
 
         Raises what the method raised, by kind, ProcessDied when the process did, ProcessBroken, ShuttingDown,
         TypeError for what cannot be sent, and MessageTooLarge.

@@ -4,9 +4,8 @@
 class Restarts:
     """After a crash, `first` seconds of pause, doubled with each further one up to `longest`.
 
-    An answered call, or a `window` without a crash, makes the next one the first again. `most` crashes within one window
-    and without an answer are a crash loop.
-    All times in seconds.
+    An answered call, or a `window` without a crash, makes the next one the first again. `most` crashes within one
+    window, without an answer between them, are a crash loop. All times in seconds.
     """
 
     def __init__(self, *, first: float = 0.1, longest: float = 10.0, most: int = 5, window: float = 60.0) -> None:

@@ -45,6 +45,7 @@ Engine = Annotated[
     Literal["auto", "transformers", "faster-whisper", "hibari", "kokoro"],
     Allowed("auto, transformers, faster-whisper, hibari or kokoro"),
 ]
+Isolation = Annotated[Literal["process", "none"], Allowed("process or none")]
 Place = Annotated[
     str,
     Field(pattern=rf"^(auto|cpu|mps|cuda(:[0-9]{{1,3}})?|{SPLIT})$"),
@@ -84,6 +85,7 @@ class ModelTable(BaseModel):
     dtype: Dtype | None = None
     quantization: Quantization | None = None
     engine: Engine | None = None
+    isolation: Isolation | None = None
     device: Place | None = None
     max_memory: MemoryByDevice | None = None
     offload_folder: Folder | None = None
@@ -162,6 +164,7 @@ _ONLY_FOR = {
     "quantization": Task.CHAT,
     "prefix_cache_bytes": Task.CHAT,
     "images": Task.CHAT,
+    "isolation": Task.TRANSCRIPTION,
     "openai_tokens": Task.EMBEDDINGS,
     "embedding_cache_bytes": Task.EMBEDDINGS,
     "matryoshka_dimensions": Task.EMBEDDINGS,

@@ -36,6 +36,12 @@ class Model:
         """Whether it is for that, or says that it can do it besides."""
         return self.spec.task is task or task in self.describe()["capabilities"]
 
+    @property
+    def broken(self) -> str | None:
+        """Why it answers nothing any more."""
+        stats = self.stats()
+        return stats.broken if stats else None
+
     def stats(self) -> ModelStats | None:
         """None until it is warm."""
         return self.handler.stats() if self.ready else None
@@ -64,7 +70,7 @@ class Registry:
 
     @property
     def ready(self) -> bool:
-        return all(model.ready for model in self.models)
+        return all(model.ready and not model.broken for model in self.models)
 
     def __contains__(self, name: str) -> bool:
         return name in self._by_name

@@ -37,6 +37,7 @@ class ModelSpec:
     images: whether a chat model that can read images does.
     embedding_cache_bytes: memory for vectors that may be asked for again (embeddings); 0 keeps none.
     matryoshka_dimensions: what vectors may be cut to (embeddings); None means what the model says.
+    isolation: process, none (transcription); "auto" is "process" where it costs little.
     quantization: none, bnb-8bit or bnb-4bit (chat on an accelerator, needs the `quantization` extra).
     """
 
@@ -56,6 +57,7 @@ class ModelSpec:
     images: bool = True
     embedding_cache_bytes: int = 64 * 1024 * 1024
     matryoshka_dimensions: tuple[int, ...] | None = None
+    isolation: str = "auto"
     limits: Limits = field(default_factory=Limits)
 
     @property

@@ -20,6 +20,7 @@ class ModelStats:
     """prompt_tokens: of admitted prompts, or of embedded texts. cached_tokens: those of them in the prefix cache.
 
     audio_seconds: transcribed or spoken. cache: of results that need not be computed again.
+    broken: why it answers nothing any more.
     """
 
     batches: BatchStats
@@ -27,3 +28,4 @@ class ModelStats:
     cached_tokens: int | None = None
     audio_seconds: float | None = None
     cache: CacheStats | None = None
+    broken: str | None = None

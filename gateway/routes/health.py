@@ -5,6 +5,7 @@ from starlette.responses import Response
 
 from gateway.responses import JSONResponse
 from gateway.state import State
+from handlers.registry import Model
 
 
 async def healthz(request: Request[State]) -> Response:
@@ -12,9 +13,14 @@ async def healthz(request: Request[State]) -> Response:
 
 
 async def readyz(request: Request[State]) -> Response:
-    """200 once every model is warm, 503 until then."""
+    """200 once every model is warm, 503 until then, and when the process of one is given up."""
     registry = request.state["registry"]
-    models = {model.spec.id: "ready" if model.ready else "loading" for model in registry.models}
-    if registry.ready:
-        return JSONResponse({"status": "ready", "models": models})
-    return JSONResponse({"status": "loading", "models": models}, status_code=503)
+    models = {model.spec.id: _state(model) for model in registry.models}
+    status = next((state for state in ("broken", "loading") if state in models.values()), "ready")
+    return JSONResponse({"status": status, "models": models}, status_code=200 if registry.ready else 503)
+
+
+def _state(model: Model) -> str:
+    if model.broken:
+        return "broken"
+    return "ready" if model.ready else "loading"

@@ -11,6 +11,7 @@ import torch
 from handlers.pretrained import placement
 from handlers.transcription.engine import SAMPLE_RATE, EngineFacts, Heard, Window
 from handlers.transcription.fallback import Attempt
+from handlers.transcription.prompts import count_words
 from handlers.transcription.types import Segment, TokenLogprob, Word
 
 _WINDOW_SECONDS = 30.0
@@ -67,7 +68,7 @@ class CTCOnTorch:
 
     def count_prompt(self, prompt: str | None, keywords: Sequence[str]) -> int:
         """As Engine.count_prompt: in words, as there are no tokens for them."""
-        return len(" ".join([prompt or "", *keywords]).split())
+        return count_words(prompt, keywords)
 
     def _frames(self, window: Window) -> int:
         return int(self._model._get_feat_extract_output_lengths(len(window.samples)))

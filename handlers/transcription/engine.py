@@ -74,7 +74,7 @@ class EngineFacts:
 
 
 class Engine(Protocol):
-    """One loaded and warm model. Everything that goes in or comes out can be pickled."""
+    """One loaded and warm model. What goes in and out is JSON and samples, so that it can be in a process."""
 
     facts: EngineFacts
 

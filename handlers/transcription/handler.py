@@ -5,25 +5,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import anyio
 
 from batching.batcher import Batcher
 from batching.job import Caller, Job
+from batching.limits import Limits
 from batching.worker import Worker
-from handlers.audio.decode import measure_seconds, read_blocks
 from handlers.devices import is_out_of_memory, release_memory
 from handlers.errors import InvalidRequest
 from handlers.spec import ModelSpec
 from handlers.stats import ModelStats
 from handlers.transcription.admission import Admission, Place
 from handlers.transcription.engine import Engine, EngineFacts, Heard, Options, Window
-from handlers.transcription.loading import load_engine
+from handlers.transcription.files import Files, FilesInThread, Reading
+from handlers.transcription.isolated import IsolatedEngine, IsolatedFiles
+from handlers.transcription.loading import is_isolated, load_engine
 from handlers.transcription.transcription import FileTranscription
 from handlers.transcription.types import TranscriptionRequest
 from handlers.transcription.vad import VoiceModel, load_voice_model
-from handlers.transcription.windows import Windows
 
 # Windows are 30 s long, and padding is part of them.
 _MOST_PADDING_MS = 5_000
@@ -34,10 +35,11 @@ class WhisperHandler:
 
     max_audio_seconds: the longest recording that is taken.
     load_engine: opens the model files in a folder. load_voices: opens the network that finds speech.
+    isolated_engine, isolated_files: make what does both in processes of its own, where the model is isolated.
     """
 
-    _engine: Engine
-    _voice_model: VoiceModel
+    _facts: EngineFacts
+    _files: Files
     _batcher: Batcher[Window, Heard]
 
     def __init__(
@@ -48,33 +50,78 @@ class WhisperHandler:
         max_audio_seconds: float = 3600,
         load_engine: Callable[[ModelSpec, Path], Engine] = load_engine,
         load_voices: Callable[[], VoiceModel] = load_voice_model,
+        isolated_engine: Callable[[ModelSpec, Path], IsolatedEngine] = IsolatedEngine,
+        isolated_files: Callable[[ModelSpec, Path, float], IsolatedFiles] = IsolatedFiles,
     ) -> None:
         self.spec = spec
         self._open_source = open_source
         self._max_audio_seconds = max_audio_seconds
         self._load_engine = load_engine
         self._load_voices = load_voices
+        self._isolated_engine = isolated_engine
+        self._isolated_files = isolated_files
+        self._processes: Sequence[IsolatedEngine | IsolatedFiles] = ()
         self._audio_seconds = 0.0
         self._worker = Worker(spec.id)
-        self._preparation = Worker(f"{spec.id} files")
         self._admission = Admission(spec.id, spec.limits)
         self._left = anyio.Event()
 
     async def load(self) -> None:
-        self._engine = await self._worker.run(self._load)
+        folder = await self._worker.run(self._open_source, self.spec.source)
         # The bounds are those of the files; a window of an admitted one is never refused.
         limits = replace(self.spec.limits, max_queue_size=sys.maxsize, max_queue_cost=sys.maxsize)
+        if is_isolated(self.spec, folder):
+            await self._load_isolated(folder, limits)
+        else:
+            await self._load_here(folder, limits)
+
+    async def run(self) -> None:
+        try:
+            await self._batcher.run()
+        finally:
+            await self._end_processes()
+
+    async def _load_here(self, folder: Path, limits: Limits) -> None:
+        engine = await self._worker.run(self._load_engine, self.spec, folder)
+        voices = await self._worker.run(self._load_voices)
+        self._facts = engine.facts
+        self._files = FilesInThread(self.spec.id, engine, voices, max_seconds=self._max_audio_seconds)
         self._batcher = Batcher(
             self.spec.id,
-            self._engine.transcribe,
+            engine.transcribe,
             limits,
             worker=self._worker,
             is_out_of_memory=is_out_of_memory,
             release_memory=release_memory,
         )
 
-    async def run(self) -> None:
-        await self._batcher.run()
+    async def _load_isolated(self, folder: Path, limits: Limits) -> None:
+        engine = self._isolated_engine(self.spec, folder)
+        files = self._isolated_files(self.spec, folder, self._max_audio_seconds)
+        self._processes = (engine, files)
+        try:
+            await self._start_processes()
+        except BaseException:
+            await self._end_processes()
+            raise
+        self._facts = engine.facts
+        self._files = files
+        self._batcher = Batcher(self.spec.id, engine.transcribe, limits, worker=None)
+
+    async def _start_processes(self) -> None:
+        """Both at once. Raises ModelLoadError."""
+        try:
+            async with anyio.create_task_group() as starting:
+                for process in self._processes:
+                    starting.start_soon(process.start)
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    async def _end_processes(self) -> None:
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as ending:
+                for process in self._processes:
+                    ending.start_soon(process.aclose)
 
     async def drain(self) -> None:
         self._admission.closed = True
@@ -85,7 +132,9 @@ class WhisperHandler:
 
     def describe(self) -> Mapping[str, Any]:
         facts = {"capabilities": ["transcription"], "max_audio_seconds": self._max_audio_seconds}
-        return {**facts, **_described(self._engine.facts)} if hasattr(self, "_engine") else facts
+        if not hasattr(self, "_facts"):
+            return facts
+        return {**facts, **_described(self._facts), "isolation": "process" if self._processes else "none"}
 
     def stats(self) -> ModelStats:
         """What waits is in seconds of audio, read or not."""
@@ -94,6 +143,7 @@ class WhisperHandler:
         return ModelStats(
             replace(batches, waiting_cost=waiting, refused=batches.refused + self._admission.refused),
             audio_seconds=self._audio_seconds,
+            broken=next((process.broken for process in self._processes if process.broken), None),
         )
 
     async def open(self, request: TranscriptionRequest, caller: Caller) -> FileTranscription:
@@ -103,51 +153,45 @@ class WhisperHandler:
         self._batcher.check_room()
         place = self._admission.admit()
         try:
-            text_tokens = await self._measure(request, caller, place)
-            return await self._begin(request, options, caller, place, text_tokens)
+            with self._batcher.place(caller):
+                text_tokens = await self._count_prompt(request)
+                reading = await self._files.open(request.file, request.voice_activity, self._facts.window_seconds)
+            try:
+                return await self._begin(reading, options, caller, place, text_tokens)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await reading.close()
+                raise
         except BaseException:
             self._leave(place)
             raise
 
-    async def _measure(self, request: TranscriptionRequest, caller: Caller, place: Place) -> int:
-        """Tokens of the prompt; the length goes into the place."""
-        with self._batcher.place(caller):
-            text_tokens = await self._preparation.run(self._count_prompt, request)
-            seconds = await self._preparation.run(self._seconds, request.file)
-        place.measured(seconds)
-        return text_tokens
-
     async def _begin(
-        self, request: TranscriptionRequest, options: Options, caller: Caller, place: Place, text_tokens: int
+        self, reading: Reading, options: Options, caller: Caller, place: Place, text_tokens: int
     ) -> FileTranscription:
-        blocks = read_blocks(request.file, max_seconds=self._max_audio_seconds)
-        windows = Windows(blocks, self._voice_model, request.voice_activity, self._engine.facts.window_seconds)
+        with self._batcher.place(caller):
+            seconds = await reading.measure()
+        place.measured(seconds)
 
         def transcribed(job: Job[Window, Heard]) -> None:
             place.transcribed(job.work.seconds)
             self._record_pace(job)
 
         def end() -> None:
-            self._audio_seconds += windows.duration
+            self._audio_seconds += reading.duration
             self._leave(place)
 
         transcription = FileTranscription(
-            windows,
+            reading,
             options,
             caller,
             batcher=self._batcher,
-            preparation=self._preparation,
             in_flight=self.spec.limits.max_batch_size,
             text_tokens=text_tokens,
             on_transcribed=transcribed,
             on_end=end,
         )
-        try:
-            await transcription.read()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._preparation.run(windows.close)
-            raise
+        await transcription.read()
         return transcription
 
     def _leave(self, place: Place) -> None:
@@ -161,7 +205,7 @@ class WhisperHandler:
 
     def _options(self, request: TranscriptionRequest) -> Options:
         """Where a single language is left, none need be detected."""
-        known = self._engine.facts.languages
+        known = self._facts.languages
         if request.language is not None:
             _refuse_unknown(self.spec.id, request.language, known, "language")
         for language in request.languages:
@@ -179,7 +223,7 @@ class WhisperHandler:
         )
 
     def _refuse_impossible(self, request: TranscriptionRequest) -> None:
-        facts, model = self._engine.facts, f"`{self.spec.id}`"
+        facts, model = self._facts, f"`{self.spec.id}`"
         if request.task == "translate" and not facts.translates:
             raise InvalidRequest(
                 f"{model} only transcribes. Translate with a multilingual Whisper model, such as `whisper-small`, "
@@ -206,9 +250,9 @@ class WhisperHandler:
                 "invalid_value",
             )
 
-    def _count_prompt(self, request: TranscriptionRequest) -> int:
+    async def _count_prompt(self, request: TranscriptionRequest) -> int:
         """Whisper looks at the last tokens only: names at the beginning would be lost without a word."""
-        count, most = self._engine.count_prompt(request.prompt, request.keywords), self._engine.facts.max_prompt_tokens
+        count, most = await self._files.count_prompt(request.prompt, request.keywords), self._facts.max_prompt_tokens
         if count > most:
             param = "prompt" if request.prompt else "keywords"
             raise InvalidRequest(
@@ -217,14 +261,6 @@ class WhisperHandler:
                 "string_above_max_length",
             )
         return count
-
-    def _seconds(self, file: BinaryIO) -> float:
-        return measure_seconds(file, max_seconds=self._max_audio_seconds)
-
-    def _load(self) -> Engine:
-        engine = self._load_engine(self.spec, self._open_source(self.spec.source))
-        self._voice_model = self._load_voices()
-        return engine
 
 
 def _refuse_unknown(model: str, language: str, known: Sequence[str], param: str) -> None:

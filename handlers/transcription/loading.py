@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from batching.child_process import PROCESSES_WORK
 from handlers.errors import ModelLoadError
 from handlers.spec import ModelSpec
 from handlers.transcription.engine import Engine
@@ -33,3 +34,14 @@ def engine_name(spec: ModelSpec, folder: Path) -> str:
         return spec.engine
     converted = (folder / "model.bin").is_file()
     return "transformers" if (folder / "config.json").is_file() and not converted else "faster-whisper"
+
+
+def is_isolated(spec: ModelSpec, folder: Path) -> bool:
+    """Whether the model runs in processes of its own; "auto" has faster-whisper do so. Raises ModelLoadError."""
+    if spec.isolation == "process" and not PROCESSES_WORK:
+        raise ModelLoadError(
+            f'model {spec.id}: processes need Unix sockets, which are not here; set isolation = "none"'
+        )
+    if spec.isolation == "auto":
+        return PROCESSES_WORK and engine_name(spec, folder) == "faster-whisper"
+    return spec.isolation == "process"

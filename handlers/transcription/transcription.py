@@ -11,10 +11,10 @@ import anyio
 
 from batching.batcher import Batcher
 from batching.job import Caller, Job
-from batching.worker import Worker
 from handlers.transcription.engine import Heard, Options, Window
+from handlers.transcription.files import Reading
 from handlers.transcription.types import Segment, Transcript
-from handlers.transcription.windows import Cut, Windows
+from handlers.transcription.windows import Cut
 
 _FRAMES_A_SECOND = 100
 
@@ -22,28 +22,26 @@ _FRAMES_A_SECOND = 100
 class FileTranscription:
     """As handlers.base.Transcription.
 
-    windows: of the file, read in `preparation`. in_flight: how many of them the batcher may have.
+    reading: of the file. in_flight: how many of them the batcher may have.
     on_transcribed: called with the job of each window that has its answer. on_end: called once, in any outcome.
     """
 
     def __init__(
         self,
-        windows: Windows,
+        reading: Reading,
         options: Options,
         caller: Caller,
         *,
         batcher: Batcher[Window, Heard],
-        preparation: Worker,
         in_flight: int,
         text_tokens: int,
         on_transcribed: Callable[[Job[Window, Heard]], None],
         on_end: Callable[[], None],
     ) -> None:
-        self._windows = windows
+        self._reading = reading
         self._options = options
         self._caller = caller
         self._batcher = batcher
-        self._preparation = preparation
         self._slots = asyncio.Semaphore(in_flight)
         # As many again are read meanwhile, so that the next batch is full when this one ends.
         self._most_read = 2 * in_flight
@@ -71,7 +69,7 @@ class FileTranscription:
         """Whoever opened the file closes it next: nothing may read it then."""
         try:
             with anyio.CancelScope(shield=True):
-                await self._preparation.run(self._windows.close)
+                await self._reading.close()
         finally:
             self._on_end()
 
@@ -81,12 +79,12 @@ class FileTranscription:
     def transcript(self) -> Transcript:
         """Of the segments iterated so far."""
         text = "".join(segment.text for segment in self._segments).strip()
-        return replace(self._transcript, text=text, duration=self._windows.duration, segments=tuple(self._segments))
+        return replace(self._transcript, text=text, duration=self._reading.duration, segments=tuple(self._segments))
 
     async def read(self) -> None:
         """Read on, by one turn. Raises InvalidRequest, DeadlineExceeded."""
         with self._batcher.place(self._caller):
-            cuts = await self._preparation.run(self._windows.read, requests=[self._caller.request_id])
+            cuts = await self._reading.read([self._caller.request_id])
         if cuts is None:
             self._at_end = True
         else:

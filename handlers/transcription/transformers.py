@@ -17,12 +17,16 @@ def load(spec: ModelSpec, folder: Path) -> Engine:
     kinds = config.get("architectures") or [f"a {config.get('model_type', 'model without a type')}"]
     if "WhisperForConditionalGeneration" in kinds:
         return _load_whisper(spec, folder)
-    if any(kind.endswith("ForCTC") for kind in kinds):
+    if is_ctc(folder):
         return _load_ctc(spec, folder)
     raise ModelLoadError(
         f"model {spec.id}: of the speech models of transformers, Whisper and those for CTC are served, and this is "
         f"{kinds[0]}; choose one of those"
     )
+
+
+def is_ctc(folder: Path) -> bool:
+    return any(kind.endswith("ForCTC") for kind in _config(folder).get("architectures") or ())
 
 
 def _load_whisper(spec: ModelSpec, folder: Path) -> Engine:

@@ -20,13 +20,13 @@ class Cut:
 
     def __init__(self, speeches: Sequence[Speech]) -> None:
         self.samples: Waveform = np.concatenate([speech.samples for speech in speeches])
-        self._spans = [speech.span for speech in speeches]
-        self._ends = list(accumulate(span.end - span.start for span in self._spans))
+        self.spans = [speech.span for speech in speeches]
+        self._ends = list(accumulate(span.end - span.start for span in self.spans))
 
     @property
     def start(self) -> float:
         """Seconds from the file's beginning to the window's."""
-        return self._spans[0].start / SAMPLE_RATE
+        return self.spans[0].start / SAMPLE_RATE
 
     def stretch(self, seconds: float, *, is_end: bool = False) -> int:
         """Which stretch that moment of the window lies in. is_end: of two that meet there, the first."""
@@ -37,7 +37,7 @@ class Cut:
 
     def file_time(self, seconds: float, stretch: int) -> float:
         """Seconds from the file's beginning to a moment of the window that is counted to that stretch."""
-        span, end = self._spans[stretch], self._ends[stretch]
+        span, end = self.spans[stretch], self._ends[stretch]
         return round(max(0.0, seconds + (span.end - end) / SAMPLE_RATE), 3)
 
 

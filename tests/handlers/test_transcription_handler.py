@@ -27,7 +27,7 @@ from handlers.transcription.vad import VoiceModel
 from tests.handlers.audio_files import sound_file, sweep
 from tests.handlers.speech_models import EverythingIsSpeech, FakeEngine, LoudnessModel, facts, say_length
 
-SPEC = ModelSpec("whisper", Task.TRANSCRIPTION, "dir:somewhere")
+SPEC = ModelSpec("whisper", Task.TRANSCRIPTION, "dir:somewhere", isolation="none")
 
 SHORT_WINDOWS = facts(window_seconds=10)
 
@@ -412,6 +412,7 @@ async def test_the_description_says_what_the_model_can_do_once_it_is_known() -> 
         "logprobs": True,
         "device": "cpu",
         "dtype": "int8",
+        "isolation": "none",
     }
 
 
