@@ -40,3 +40,10 @@ async def until(condition: Callable[[], bool], turns: int = 100_000) -> None:
             return
         await checkpoint()
     raise AssertionError("the condition never held")
+
+
+def has_timer(seconds: float) -> bool:
+    """Whether something is due in exactly so long."""
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = loop._scheduled  # type: ignore[attr-defined]
+    return any(timer.when() == loop.time() + seconds for timer in timers)

@@ -22,8 +22,9 @@ from batching.context import current_requests
 from batching.errors import EngineFailed, ProcessBroken, ProcessDied, ShuttingDown
 from batching.messages import MessageTooLarge, pack
 from batching.process import ProcessWorker
+from tests.batching.child_latch import ChildLatch
 from tests.batching.in_child import Refused
-from tests.clock import advance, settle, until
+from tests.clock import advance, has_timer, settle, until
 
 pytestmark = pytest.mark.anyio
 
@@ -31,53 +32,15 @@ FACTORY = "tests.batching.in_child:create"
 LIMIT = 1 << 22
 
 
-class Latch:
-    """Where calls of `wait` stop until the test lets them go on."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = str(folder / "latch")
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.path)
-        self._listener.listen(100)
-        self._listener.setblocking(False)
-        self._child: socket.socket | None = None
-
-    async def connected(self) -> None:
-        """The next process is there."""
-        self.close_child()
-        self._child, _ = await asyncio.get_running_loop().sock_accept(self._listener)
-
-    async def begun(self) -> str:
-        """What `wait` was called with."""
-        assert self._child
-        return (await asyncio.get_running_loop().sock_recv(self._child, 100)).decode().strip()
-
-    async def ended(self) -> None:
-        """The process is gone."""
-        assert await self.begun() == ""
-
-    def let_through(self) -> None:
-        assert self._child
-        self._child.send(b"!")
-
-    def close_child(self) -> None:
-        if self._child:
-            self._child.close()
-
-    def close(self) -> None:
-        self.close_child()
-        self._listener.close()
-
-
 @pytest.fixture
-def latch(tmp_path: Path) -> Iterator[Latch]:
-    latch = Latch(tmp_path)
+def latch(tmp_path: Path) -> Iterator[ChildLatch]:
+    latch = ChildLatch(tmp_path / "latch")
     yield latch
     latch.close()
 
 
 @asynccontextmanager
-async def running(latch: Latch | None = None, **arguments: Any) -> AsyncIterator[ProcessWorker]:
+async def running(latch: ChildLatch | None = None, **arguments: Any) -> AsyncIterator[ProcessWorker]:
     path = latch.path if latch else None
     worker = ProcessWorker(
         "model", FACTORY, {"latch": path, **arguments}, errors=[Refused], max_message_bytes=LIMIT, grace=1.0
@@ -223,7 +186,7 @@ async def test_a_process_that_dies_while_it_starts_is_an_error_at_the_start(tmp_
         await ProcessWorker("model", FACTORY, {"crash_if": str(tmp_path / "crash")}).start()
 
 
-async def test_one_call_at_a_time_in_the_order_in_which_they_came(latch: Latch) -> None:
+async def test_one_call_at_a_time_in_the_order_in_which_they_came(latch: ChildLatch) -> None:
     async with running(latch) as worker:
         calls = [begin(worker, "wait", name) for name in "abc"]
         for name in "abc":
@@ -232,7 +195,7 @@ async def test_one_call_at_a_time_in_the_order_in_which_they_came(latch: Latch) 
         assert await asyncio.gather(*calls) == ["a", "b", "c"]
 
 
-async def test_killing_a_running_call_frees_the_processor_at_once_and_keeps_those_that_wait(latch: Latch) -> None:
+async def test_killing_a_running_call_frees_the_processor_at_once_and_keeps_those_that_wait(latch: ChildLatch) -> None:
     async with running(latch) as worker:
         first = worker.pid
         calls = [begin(worker, "wait", name) for name in "abc"]
@@ -249,7 +212,7 @@ async def test_killing_a_running_call_frees_the_processor_at_once_and_keeps_thos
         assert worker.pid != first
 
 
-async def test_a_call_is_killed_also_while_native_code_holds_the_interpreter(latch: Latch) -> None:
+async def test_a_call_is_killed_also_while_native_code_holds_the_interpreter(latch: ChildLatch) -> None:
     async with running(latch) as worker:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
@@ -261,7 +224,7 @@ async def test_a_call_is_killed_also_while_native_code_holds_the_interpreter(lat
         assert await worker.call("echo", 1) == 1
 
 
-async def test_who_holds_the_call_can_kill_it(latch: Latch) -> None:
+async def test_who_holds_the_call_can_kill_it(latch: ChildLatch) -> None:
     async with running(latch) as worker:
         one, other = worker.submit("wait", "one"), worker.submit("wait", "other")
         assert await latch.begun() == "one"
@@ -278,7 +241,7 @@ async def test_who_holds_the_call_can_kill_it(latch: Latch) -> None:
         assert await worker.call("pid") == pid
 
 
-async def test_a_call_that_has_not_begun_is_withdrawn(latch: Latch) -> None:
+async def test_a_call_that_has_not_begun_is_withdrawn(latch: ChildLatch) -> None:
     async with running(latch) as worker:
         pid = worker.pid
         first = begin(worker, "wait", "first")
@@ -289,6 +252,33 @@ async def test_a_call_that_has_not_begun_is_withdrawn(latch: Latch) -> None:
         latch.let_through()
         assert await first == "first"
         assert await worker.call("pid") == pid
+
+
+async def test_a_patient_caller_who_leaves_lets_the_call_end(latch: ChildLatch) -> None:
+    async with running(latch) as worker:
+        pid = worker.pid
+        for patience in (0.3, 0.4):
+            call = asyncio.create_task(worker.call("wait", "a", patience=patience))
+            assert await latch.begun() == "a"
+            call.cancel()
+            await settle()
+            latch.let_through()
+            assert await worker.call("pid") == pid
+        await advance(1)
+        assert await worker.call("pid") == pid
+
+
+async def test_the_process_is_killed_when_patience_is_over(latch: ChildLatch) -> None:
+    async with running(latch) as worker:
+        call = asyncio.create_task(worker.call("wait", "a", patience=0.3))
+        assert await latch.begun() == "a"
+        following = begin(worker, "echo", 1)
+        call.cancel()
+        await until(lambda: has_timer(0.3))
+        await advance(0.3)
+        await latch.ended()
+        await latch.connected()
+        assert await following == 1
 
 
 async def test_a_crash_fails_the_running_call_only(caplog: pytest.LogCaptureFixture) -> None:
@@ -305,7 +295,7 @@ async def test_a_crash_fails_the_running_call_only(caplog: pytest.LogCaptureFixt
     assert "its process ended (signal 6, Aborted)" in caplog.text
 
 
-async def test_a_process_that_is_killed_from_outside_comes_back(latch: Latch) -> None:
+async def test_a_process_that_is_killed_from_outside_comes_back(latch: ChildLatch) -> None:
     async with running(latch) as worker:
         assert worker.pid
         os.kill(worker.pid, signal.SIGKILL)
@@ -314,12 +304,6 @@ async def test_a_process_that_is_killed_from_outside_comes_back(latch: Latch) ->
         await advance(0.1)
         await latch.connected()
         assert await worker.call("echo", 1) == 1
-
-
-def has_timer(seconds: float) -> bool:
-    loop = asyncio.get_running_loop()
-    timers: list[asyncio.TimerHandle] = loop._scheduled  # type: ignore[attr-defined]
-    return any(timer.when() == loop.time() + seconds for timer in timers)
 
 
 async def test_a_process_that_only_crashes_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -341,7 +325,7 @@ async def test_a_process_that_only_crashes_is_given_up(tmp_path: Path, caplog: p
     assert "could not be started again" in caplog.text
 
 
-async def test_closing_ends_the_process_and_answers_every_call(latch: Latch) -> None:
+async def test_closing_ends_the_process_and_answers_every_call(latch: ChildLatch) -> None:
     async with running(latch) as worker:
         pid = worker.pid or 0
         calls = [begin(worker, "wait", name) for name in "ab"]
@@ -377,7 +361,7 @@ async def test_a_process_that_does_not_end_when_asked_is_killed_after_the_grace(
         assert not exists(pid)
 
 
-async def test_closing_while_it_starts_leaves_no_process(latch: Latch) -> None:
+async def test_closing_while_it_starts_leaves_no_process(latch: ChildLatch) -> None:
     worker = ProcessWorker("model", FACTORY, {"latch": latch.path})
     starting = asyncio.create_task(worker.start())
     await latch.connected()
@@ -387,7 +371,7 @@ async def test_closing_while_it_starts_leaves_no_process(latch: Latch) -> None:
     await latch.ended()
 
 
-async def test_cancelling_the_start_leaves_no_process(latch: Latch) -> None:
+async def test_cancelling_the_start_leaves_no_process(latch: ChildLatch) -> None:
     starting = asyncio.create_task(ProcessWorker("model", FACTORY, {"latch": latch.path}).start())
     await latch.connected()
     starting.cancel()
@@ -396,7 +380,7 @@ async def test_cancelling_the_start_leaves_no_process(latch: Latch) -> None:
     await latch.ended()
 
 
-async def test_fifty_kills_leave_no_process_descriptor_or_thread(latch: Latch) -> None:
+async def test_fifty_kills_leave_no_process_descriptor_or_thread(latch: ChildLatch) -> None:
     threads, pids = threading.active_count(), []
     async with running(latch) as worker:
         descriptors = len(os.listdir("/dev/fd"))
@@ -434,7 +418,7 @@ asyncio.run(main())
 """
 
 
-def parent_of(latch: Latch, call: list[str]) -> "subprocess.Popen[bytes]":
+def parent_of(latch: ChildLatch, call: list[str]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", PARENT, FACTORY, latch.path, *call])
 
 
@@ -449,7 +433,7 @@ def parent_of(latch: Latch, call: list[str]) -> "subprocess.Popen[bytes]":
         ),
     ],
 )
-async def test_a_parent_that_is_killed_takes_its_child_along(latch: Latch, call: list[str], begun: str) -> None:
+async def test_a_parent_that_is_killed_takes_its_child_along(latch: ChildLatch, call: list[str], begun: str) -> None:
     parent = parent_of(latch, call)
     try:
         await latch.connected()
@@ -470,7 +454,7 @@ def child_of(parent: int) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
         return ours, subprocess.Popen([sys.executable, "-c", CHILD, *numbers], pass_fds=[theirs.fileno()])
 
 
-async def test_a_child_ends_in_the_middle_of_a_call_when_its_socket_is_closed(latch: Latch) -> None:
+async def test_a_child_ends_in_the_middle_of_a_call_when_its_socket_is_closed(latch: ChildLatch) -> None:
     ours, process = child_of(os.getpid())
     with process, ours:
         setup = {"path": sys.path, "levels": {}, "factory": FACTORY, "arguments": {"latch": latch.path}}

@@ -23,3 +23,12 @@ def test_five_crashes_within_a_minute_are_the_end() -> None:
 def test_four_crashes_a_minute_go_on_for_ever() -> None:
     restarts = Restarts()
     assert None not in [restarts.crashed(15.1 * n) for n in range(100)]
+
+
+def test_an_answer_between_two_crashes_makes_the_later_one_the_first() -> None:
+    restarts = Restarts(most=2)
+    for _ in range(10):
+        assert restarts.crashed(1.0) == pytest.approx(0.1)
+        restarts.answered()
+    assert restarts.crashed(1.0) == pytest.approx(0.1)
+    assert restarts.crashed(1.0) is None
