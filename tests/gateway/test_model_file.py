@@ -93,6 +93,7 @@ def test_an_embeddings_model_has_a_cache_and_lengths_of_its_own(file: Path) -> N
     [
         ('dtype = "int8"', "models[0].dtype: int8 is for transcription models; this one is for rerank"),
         ('engine = "hibari"', "models[0].engine: rerank models are run by transformers; leave it out"),
+        ('isolation = "process"', "models[0].isolation: is for transcription models; this one is for rerank"),
         ('openai_tokens = "dir:x"', "models[0].openai_tokens: is for embeddings models; this one is for rerank"),
         ("prefix_cache_bytes = 0", "models[0].prefix_cache_bytes: is for chat models; this one is for rerank"),
         (
