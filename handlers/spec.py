@@ -37,7 +37,7 @@ class ModelSpec:
     images: whether a chat model that can read images does.
     embedding_cache_bytes: memory for vectors that may be asked for again (embeddings); 0 keeps none.
     matryoshka_dimensions: what vectors may be cut to (embeddings); None means what the model says.
-    isolation: process, none (transcription); "auto" is "process" where it costs little.
+    isolation: process or none (transcription): whether it runs in processes of its own, which can be killed.
     quantization: none, bnb-8bit or bnb-4bit (chat on an accelerator, needs the `quantization` extra).
     """
 
@@ -57,7 +57,7 @@ class ModelSpec:
     images: bool = True
     embedding_cache_bytes: int = 64 * 1024 * 1024
     matryoshka_dimensions: tuple[int, ...] | None = None
-    isolation: str = "auto"
+    isolation: str = "none"
     limits: Limits = field(default_factory=Limits)
 
     @property

@@ -243,8 +243,10 @@ async def test_a_model_that_is_given_up_says_so(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(isolated, "_MOST_CRASHES", 2)
     async with serving(tmp_path) as handler:
         (tmp_path / "crash").touch()
-        calls = asyncio.gather(transcript(handler, POISON), transcript(handler, 2), return_exceptions=True)
-        await after_pauses(calls)
+        with pytest.raises(EngineFailed):
+            await transcript(handler, POISON)
+        await until(lambda: has_timer(0.1))
+        await advance(0.1)
         with pytest.raises(ProcessBroken, match="ended 2 times"):
             await transcript(handler, 2)
         assert "whisper" in (handler.stats().broken or "")
