@@ -48,6 +48,7 @@ class ModelSpec:
     dtype: str = "auto"
     quantization: str = "none"
     engine: str = "auto"
+    isolation: str = "none"
     device: str = "auto"
     max_memory: Mapping[str, int] | None = None
     offload_folder: str | None = None
@@ -57,7 +58,6 @@ class ModelSpec:
     images: bool = True
     embedding_cache_bytes: int = 64 * 1024 * 1024
     matryoshka_dimensions: tuple[int, ...] | None = None
-    isolation: str = "none"
     limits: Limits = field(default_factory=Limits)
 
     @property
