@@ -19,6 +19,7 @@ from handlers.errors import ModelLoadError
 from handlers.spec import ModelSpec
 from handlers.transcription.engine import SAMPLE_RATE, EngineFacts, Heard, Options, Window
 from handlers.transcription.fallback import Attempt, best, ladder
+from handlers.transcription.resumption import Hearing, hear_to_the_end, unheard_from
 from handlers.transcription.segments import Piece, split, token_logprobs
 from handlers.transcription.types import Segment, Word
 from handlers.transcription.words import AlignedWords, words_of
@@ -105,8 +106,18 @@ class WhisperEngine:
 
     def transcribe(self, windows: Sequence[Window]) -> Sequence[Heard | Exception]:
         """As Engine.transcribe. Windows of like length and options run together."""
+        return hear_to_the_end(self._hear, windows)
+
+    def count_prompt(self, prompt: str | None, keywords: Sequence[str]) -> int:
+        """As Engine.count_prompt."""
+        return len(self._encoded(prompt or "")) + len(self._encoded(_hotwords(keywords)))
+
+    def warm_up(self) -> None:
+        self.transcribe([Window(np.zeros(SAMPLE_RATE, np.float32), Options(language=self.facts.languages[0]))])
+
+    def _hear(self, windows: Sequence[Window]) -> Sequence[Hearing]:
         works = [_Work(window, _length(window), self._given_language(window)) for window in windows]
-        heard: dict[int, Heard] = {}
+        heard: dict[int, Hearing] = {}
         while pending := [i for i in range(len(works)) if i not in heard]:
             for group in _grouped(pending, lambda i: works[i].length):
                 batch = self._batch([works[i] for i in group])
@@ -119,13 +130,6 @@ class WhisperEngine:
                     else:
                         heard[i] = answer
         return [heard[i] for i in range(len(works))]
-
-    def count_prompt(self, prompt: str | None, keywords: Sequence[str]) -> int:
-        """As Engine.count_prompt."""
-        return len(self._encoded(prompt or "")) + len(self._encoded(_hotwords(keywords)))
-
-    def warm_up(self) -> None:
-        self.transcribe([Window(np.zeros(SAMPLE_RATE, np.float32), Options(language=self.facts.languages[0]))])
 
     def _given_language(self, window: Window) -> str | None:
         return window.options.language if self._multilingual else "en"
@@ -201,7 +205,7 @@ class WhisperEngine:
         for work, result in zip(works, results, strict=True):
             work.attempts.append(_attempt_of(work, result, temperature, logprobs))
 
-    def _heard(self, batch: "_Batch") -> Sequence[Heard]:
+    def _heard(self, batch: "_Batch") -> Sequence[Hearing]:
         outcomes = [best(work.attempts) for work in batch.works]
         pieces = [self._pieces(work, outcome) for work, outcome in zip(batch.works, outcomes, strict=True)]
         words = self._words(batch, pieces)
@@ -235,7 +239,7 @@ class WhisperEngine:
 
     def _heard_in(
         self, work: _Work, outcome: Attempt, pieces: Sequence[Piece], words: Sequence[Sequence[Word]]
-    ) -> Heard:
+    ) -> Hearing:
         tokenizer = work.tokenizer
         assert tokenizer is not None
         segments = [
@@ -256,7 +260,13 @@ class WhisperEngine:
             for piece, piece_words in zip(pieces, words, strict=True)
         ]
         language = work.language if segments else None
-        return Heard(segments, language, work.frames // 2, len(outcome.tokens))
+        heard = Heard(segments, language, work.frames // 2, len(outcome.tokens))
+        return Hearing(heard, self._unheard_from(work, outcome, tokenizer))
+
+    def _unheard_from(self, work: _Work, outcome: Attempt, tokenizer: Tokenizer) -> float | None:
+        if outcome.is_silence:
+            return None
+        return unheard_from(outcome.tokens, tokenizer.timestamp_begin, work.window.seconds)
 
     def _logprobs(self, piece: Piece, outcome: Attempt, tokenizer: Tokenizer) -> Iterable[Any]:
         if not outcome.logprobs:

@@ -20,6 +20,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, _combine
 from handlers.pretrained import placement
 from handlers.transcription.engine import SAMPLE_RATE, EngineFacts, Heard, Options, Window
 from handlers.transcription.fallback import Attempt, best, ladder
+from handlers.transcription.resumption import Hearing, hear_to_the_end, unheard_from
 from handlers.transcription.segments import Piece, split, token_logprobs
 from handlers.transcription.types import Segment, Word
 
@@ -89,7 +90,14 @@ class WhisperOnTorch:
     @torch.inference_mode()
     def transcribe(self, windows: Sequence[Window]) -> Sequence[Heard | Exception]:
         """As Engine.transcribe. The encoder runs once over all windows; then windows of like prompts run together."""
-        answers: list[Heard | Exception] = [ValueError("the audio is no number everywhere")] * len(windows)
+        return hear_to_the_end(self._hear, windows)
+
+    def count_prompt(self, prompt: str | None, keywords: Sequence[str]) -> int:
+        """As Engine.count_prompt."""
+        return len(self._ids(prompt or "")) + len(self._ids(", ".join(keywords)))
+
+    def _hear(self, windows: Sequence[Window]) -> Sequence[Hearing | Exception]:
+        answers: list[Hearing | Exception] = [ValueError("the audio is no number everywhere")] * len(windows)
         sound = [i for i, window in enumerate(windows) if np.isfinite(window.samples).all()]
         works = [_Work(windows[i], row, self._known_language(windows[i])) for row, i in enumerate(sound)]
         if works:
@@ -101,10 +109,6 @@ class WhisperOnTorch:
             for i, work in zip(sound, works, strict=True):
                 answers[i] = self._heard(work, encoded)
         return answers
-
-    def count_prompt(self, prompt: str | None, keywords: Sequence[str]) -> int:
-        """As Engine.count_prompt."""
-        return len(self._ids(prompt or "")) + len(self._ids(", ".join(keywords)))
 
     def _known_language(self, window: Window) -> str | None:
         return window.options.language if self._multilingual else "en"
@@ -203,12 +207,15 @@ class WhisperOnTorch:
         scores[:, forbidden] = -torch.inf
         return scores
 
-    def _heard(self, work: _Work, encoded: torch.Tensor) -> Heard:
+    def _heard(self, work: _Work, encoded: torch.Tensor) -> Hearing:
         outcome = best(work.attempts)
         pieces = self._pieces(work, outcome)
         words = self._words(work, pieces, outcome, encoded) if work.options.word_timestamps else [()] * len(pieces)
         segments = [self._segment(work, *each, outcome) for each in zip(pieces, words, strict=True)]
-        return Heard(segments, work.language if segments else None, work.steps, len(outcome.tokens))
+        heard = Heard(segments, work.language if segments else None, work.steps, len(outcome.tokens))
+        silent = outcome.is_silence
+        rest = None if silent else unheard_from(outcome.tokens, self._no_timestamps + 1, work.window.seconds)
+        return Hearing(heard, rest)
 
     def _pieces(self, work: _Work, outcome: Attempt) -> list[Piece]:
         """What has no text, or no length, is no segment: so Whisper marks what it makes up at the end of speech."""
