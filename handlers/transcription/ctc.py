@@ -30,7 +30,8 @@ class _Letter:
 class CTCOnTorch:
     """One model, for one thread. model: an AutoModelForCTC; tokenizer, extractor: its own.
 
-    It takes neither prompts nor keywords, does not translate, and does not tell which language it hears.
+    It takes neither prompts nor keywords nor a temperature, does not translate, and does not tell which language it
+    hears.
     """
 
     def __init__(self, model: Any, tokenizer: Any, extractor: Any) -> None:
@@ -47,6 +48,7 @@ class CTCOnTorch:
             logprobs=True,
             max_prompt_tokens=0,
             window_seconds=_WINDOW_SECONDS,
+            temperatures=False,
             **placement(model),
         )
 

@@ -58,9 +58,10 @@ class Heard:
 class EngineFacts:
     """What a loaded engine can do.
 
-    languages: ISO-639-1 codes. translates: whether it knows the task "translate". word_timestamps, logprobs: whether
-    segments can carry words and tokens. max_prompt_tokens: of prompt and keywords together; 0 takes neither.
-    window_seconds: the longest window. device, dtype: where it runs and in which number format.
+    languages: ISO-639-1 codes; none where the engine takes no language, and tells none. translates: whether it knows
+    the task "translate". word_timestamps, logprobs: whether segments can carry words and tokens. max_prompt_tokens: of
+    prompt and keywords together; 0 takes neither. window_seconds: the longest window. temperatures: whether it takes
+    any but 0. device, dtype: where it runs and in which number format.
     """
 
     languages: Sequence[str]
@@ -71,6 +72,7 @@ class EngineFacts:
     device: str
     dtype: str
     window_seconds: float = 30.0
+    temperatures: bool = True
 
 
 class Engine(Protocol):

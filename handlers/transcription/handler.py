@@ -243,6 +243,12 @@ class WhisperHandler:
                 "include",
                 "unsupported_value",
             )
+        if request.temperature and not facts.temperatures:
+            raise InvalidRequest(
+                f"{model} always takes the most probable letter. Leave `temperature` out, or send 0.",
+                "temperature",
+                "unsupported_value",
+            )
         if request.voice_activity.prefix_padding_ms > _MOST_PADDING_MS:
             raise InvalidRequest(
                 f"`prefix_padding_ms` is at most {_MOST_PADDING_MS}. Send a smaller one.",
@@ -253,6 +259,13 @@ class WhisperHandler:
     async def _count_prompt(self, request: TranscriptionRequest) -> int:
         """Whisper looks at the last tokens only: names at the beginning would be lost without a word."""
         count, most = await self._files.count_prompt(request.prompt, request.keywords), self._facts.max_prompt_tokens
+        if count and not most:
+            raise InvalidRequest(
+                f"`{self.spec.id}` takes no earlier text and no names. Leave `prompt` and `keywords` out, or use "
+                "a Whisper model.",
+                "prompt" if request.prompt else "keywords",
+                "unsupported_value",
+            )
         if count > most:
             param = "prompt" if request.prompt else "keywords"
             raise InvalidRequest(
@@ -266,6 +279,13 @@ class WhisperHandler:
 def _refuse_unknown(model: str, language: str, known: Sequence[str], param: str) -> None:
     if language in known:
         return
+    if not known:
+        raise InvalidRequest(
+            f"`{model}` hears what it was trained on, and cannot be told a language. Leave `{param}` out, "
+            "or use a multilingual Whisper model.",
+            param,
+            "unsupported_value",
+        )
     if len(known) == 1:
         way_out = f"only knows `{known[0]}`: send that, leave `{param}` out,"
     else:
@@ -281,6 +301,7 @@ def _described(facts: EngineFacts) -> Mapping[str, Any]:
         "translates": facts.translates,
         "word_timestamps": facts.word_timestamps,
         "logprobs": facts.logprobs,
+        "temperatures": facts.temperatures,
         "device": facts.device,
         "dtype": facts.dtype,
     }

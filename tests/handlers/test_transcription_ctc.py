@@ -143,6 +143,6 @@ def test_only_what_is_asked_for_is_there(engine: Engine) -> None:
 
 def test_it_takes_no_prompt_and_tells_no_language(engine: Engine) -> None:
     facts = engine.facts
-    assert (facts.languages, facts.translates, facts.max_prompt_tokens) == ((), False, 0)
+    assert (facts.languages, facts.translates, facts.max_prompt_tokens, facts.temperatures) == ((), False, 0, False)
     assert engine.count_prompt("earlier text", ("name",)) == 3
     assert engine.count_prompt(None, ()) == 0
