@@ -37,22 +37,34 @@ def hear_to_the_end(hear: Hear, windows: Sequence[Window]) -> list[Heard | Excep
     """As Engine.transcribe. Rests are heard together; every round shortens a window by a second at least."""
     hearings = hear(windows)
     answers: list[Heard | Exception] = [h.heard if isinstance(h, Hearing) else h for h in hearings]
-    broken = [(i, h) for i, h in enumerate(hearings) if isinstance(h, Hearing) and h.unheard_from is not None]
+    pairs = zip(windows, hearings, strict=True)
+    starts = [_rest_start(window, h) if isinstance(h, Hearing) else None for window, h in pairs]
+    broken = {i: start for i, start in enumerate(starts) if start is not None}
     if broken:
-        rests = hear_to_the_end(hear, [_rest(windows[i], hearing) for i, hearing in broken])
-        for (i, (heard, start)), rest in zip(broken, rests, strict=True):
-            answers[i] = rest if isinstance(rest, Exception) else _joined(heard, rest, start or 0.0)
+        rests = hear_to_the_end(hear, [_rest(windows[i], answers[i], start) for i, start in broken.items()])
+        for (i, start), rest in zip(broken.items(), rests, strict=True):
+            answers[i] = _joined(answers[i], rest, start)
     return answers
 
 
-def _rest(window: Window, hearing: Hearing) -> Window:
-    first = round((hearing.unheard_from or 0.0) * SAMPLE_RATE)
-    language = window.options.language or hearing.heard.language
-    return Window(window.samples[first:], replace(window.options, language=language))
+def _rest_start(window: Window, hearing: Hearing) -> float | None:
+    """Not before the end of the last word, which may be found behind the timestamp: no moment is heard twice."""
+    if hearing.unheard_from is None:
+        return None
+    words = [word for segment in hearing.heard.segments for word in segment.words]
+    start = max([hearing.unheard_from, *(word.end for word in words[-1:])])
+    return start if start <= window.seconds - _LEAST_SECONDS else None
 
 
-def _joined(heard: Heard, rest: Heard, start: float) -> Heard:
+def _rest(window: Window, heard: Heard | Exception, start: float) -> Window:
+    language = window.options.language or (heard.language if isinstance(heard, Heard) else None)
+    return Window(window.samples[round(start * SAMPLE_RATE) :], replace(window.options, language=language))
+
+
+def _joined(heard: Heard | Exception, rest: Heard | Exception, start: float) -> Heard | Exception:
     """The steps of the encoder are those of the window: the rest is part of them."""
+    if isinstance(heard, Exception) or isinstance(rest, Exception):
+        return rest
     return Heard(
         segments=[*heard.segments, *(_later(segment, start) for segment in rest.segments)],
         language=heard.language or rest.language,
