@@ -87,3 +87,14 @@ def test_an_error_of_a_rest_is_that_of_its_window_alone() -> None:
     failed, fine = hear_to_the_end(hear, [silence(5), silence(4)])
     assert isinstance(failed, ValueError)
     assert isinstance(fine, Heard)
+
+
+def test_no_word_is_heard_twice_whose_end_lies_behind_the_timestamp() -> None:
+    calls: list[list[float]] = []
+
+    def hear(windows: Sequence[Window]) -> Sequence[Hearing]:
+        calls.append([window.seconds for window in windows])
+        return [Hearing(Heard([segment(0, 2.5)], "en", 1, 1), 2.0 if w.seconds > 3 else None) for w in windows]
+
+    hear_to_the_end(hear, [silence(4), silence(3.25)])
+    assert calls == [[4, 3.25], [1.5]]
