@@ -82,6 +82,7 @@ class WhisperOnTorch:
             logprobs=True,
             max_prompt_tokens=self._most_tokens - 1,
             window_seconds=_WINDOW_SECONDS,
+            temperatures=True,
             **placement(model),
         )
         # The first text sets the tokenizer up, which must not happen while the other thread reads with it.
