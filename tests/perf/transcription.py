@@ -5,7 +5,7 @@
     python -m tests.perf.transcription --url http://127.0.0.1:8000 --key secret
 
 Both sides run the same weights in int8, greedily, with Silero VAD, and write timestamps; both read a WAV file. Each has
-a process of its own, as OpenMP slows the threads of two models in one process down. Ours is the handler, with its batch
+a process of its own, so that the threads of neither are in the other's way. Ours is the handler, with its batch
 loop and its worker threads, or a running server if --url is given. The best of some runs counts, and both run in turn.
 Memory is that of this process, so --url measures none.
 """
