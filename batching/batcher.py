@@ -53,7 +53,7 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         self._is_out_of_memory = is_out_of_memory
         self._release_memory = release_memory
         self._running: dict[Worker | None, Sequence[Job[Work, Result]]] = {}
-        self._elsewhere = anyio.CancelScope()
+        self._elsewhere: anyio.CancelScope | None = None
         self._alone = False
 
     @property
@@ -97,7 +97,7 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         job.cancel.cancel()
         if self._scheduler.abort(job):
             self._signal()
-        elif not any(_is_awaited(job) for job in self._running.get(None, ())):
+        elif self._elsewhere and not any(_is_awaited(job) for job in self._running.get(None, ())):
             self._elsewhere.cancel()
 
     @property
