@@ -33,7 +33,15 @@ def main(descriptor: int, parent: int, limit: int) -> None:
     sys.path[:] = setup["path"]
     _log_to(connection, setup["levels"])
     target: list[object] = []
-    _answer(connection, lambda: target.append(_load(setup["factory"])(**setup["arguments"])))
+    # In a thread that ends: OpenMP would keep a pool for one that has computed, and where the threads of all pools
+    # are more than the cores it puts each to sleep after every operation (see batching.worker).
+    opening = threading.Thread(
+        target=_answer,
+        args=(connection, lambda: target.append(_load(setup["factory"])(**setup["arguments"]))),
+        name="factory",
+    )
+    opening.start()
+    opening.join()
     while True:
         call, files = connection.receive()
         context = contextvars.copy_context()
