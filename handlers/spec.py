@@ -37,7 +37,8 @@ class ModelSpec:
     images: whether a chat model that can read images does.
     embedding_cache_bytes: memory for vectors that may be asked for again (embeddings); 0 keeps none.
     matryoshka_dimensions: what vectors may be cut to (embeddings); None means what the model says.
-    isolation: process or none (transcription): whether it runs in processes of its own, which can be killed.
+    isolation: process or none (transcription): whether it runs in processes of its own, which can be killed; "auto" has
+        faster-whisper do so.
     quantization: none, bnb-8bit or bnb-4bit (chat on an accelerator, needs the `quantization` extra).
     """
 
@@ -48,7 +49,7 @@ class ModelSpec:
     dtype: str = "auto"
     quantization: str = "none"
     engine: str = "auto"
-    isolation: str = "none"
+    isolation: str = "auto"
     device: str = "auto"
     max_memory: Mapping[str, int] | None = None
     offload_folder: str | None = None

@@ -70,7 +70,7 @@ class WhisperHandler:
         folder = await self._worker.run(self._open_source, self.spec.source)
         # The bounds are those of the files; a window of an admitted one is never refused.
         limits = replace(self.spec.limits, max_queue_size=sys.maxsize, max_queue_cost=sys.maxsize)
-        if is_isolated(self.spec):
+        if is_isolated(self.spec, folder):
             await self._load_isolated(folder, limits)
         else:
             await self._load_here(folder, limits)

@@ -36,10 +36,12 @@ def engine_name(spec: ModelSpec, folder: Path) -> str:
     return "transformers" if (folder / "config.json").is_file() and not converted else "faster-whisper"
 
 
-def is_isolated(spec: ModelSpec) -> bool:
-    """Whether the model runs in processes of its own. Raises ModelLoadError."""
+def is_isolated(spec: ModelSpec, folder: Path) -> bool:
+    """Whether the model runs in processes of its own; "auto" has faster-whisper do so. Raises ModelLoadError."""
     if spec.isolation == "process" and not PROCESSES_WORK:
         raise ModelLoadError(
             f'model {spec.id}: processes need Unix sockets, which are not here; set isolation = "none"'
         )
+    if spec.isolation == "auto":
+        return PROCESSES_WORK and engine_name(spec, folder) == "faster-whisper"
     return spec.isolation == "process"

@@ -213,7 +213,7 @@ def test_a_prompt_of_control_tokens_is_text(whisper: WhisperEngine, beckett: Wav
 @pytest.mark.models
 @pytest.mark.anyio
 async def test_every_format_is_transcribed(models_dir: Path, whisper: WhisperEngine, beckett: Waveform) -> None:
-    spec = TRANSCRIPTION
+    spec = replace(TRANSCRIPTION, isolation="none")
     handler = WhisperHandler(spec, lambda source: Path(), load_engine=lambda spec, folder: whisper)
     await handler.load()
     texts: dict[str, str] = {}

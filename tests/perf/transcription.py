@@ -128,7 +128,8 @@ async def ours(options: Options) -> AsyncIterator[Transcribe]:
 
 @asynccontextmanager
 async def in_process() -> AsyncIterator[Transcribe]:
-    spec = replace(TRANSCRIPTION, device="cpu", limits=replace(TRANSCRIPTION.limits, max_queue_size=64))
+    limits = replace(TRANSCRIPTION.limits, max_queue_size=64)
+    spec = replace(TRANSCRIPTION, device="cpu", isolation="none", limits=limits)
     handler = WhisperHandler(spec, lambda source: fetch(source, MODELS), max_audio_seconds=36_000)
     await handler.load()
 
