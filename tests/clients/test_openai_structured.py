@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion
 
 pytestmark = [pytest.mark.anyio, pytest.mark.models]
 
-SEEDS = 4
+SEEDS = 2
 """Answers a request: each draws with a seed of its own."""
 
 NAME = {"type": "string", "maxLength": 8}

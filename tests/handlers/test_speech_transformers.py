@@ -16,7 +16,7 @@ from handlers.speech.types import Sentence
 from tests.handlers.tiny_speech import save_speecht5, save_vits
 
 SPEC = ModelSpec("voices", Task.SPEECH, "dir:somewhere", device="cpu")
-SENTENCES = ["some words", "a", "many more words that follow one after the other", "yes"]
+SENTENCES = ["some words", "a", "many words follow", "yes"]
 SAVE: Sequence[Callable[[Path], Path]] = [save_vits, save_speecht5]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
