@@ -18,6 +18,9 @@ from batching.loop import BatchLoop, Hold
 from batching.stats import Outcome, outcome_of
 from batching.worker import Worker
 
+# For how long after a small request.
+_LANE_KEPT_SECONDS = 2.0
+
 Run = Callable[[Sequence[Work]], Sequence[Result | Exception]]
 RunElsewhere = Callable[[Sequence[Work]], Awaitable[Sequence[Result | Exception]]]
 
@@ -30,7 +33,7 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
     worker: where it runs. None: `run` is a coroutine function, for a model in another process; it is cancelled as soon
         as nobody waits for any job of its batch. beside: workers for as many more batches at the same time, when more
         is waiting than one batch takes; run_beside: how batches run then, `run` being for one that has the machine to
-        itself.
+        itself. Each is a lane; one of several is kept for small requests while they keep coming.
     is_out_of_memory, release_memory: how the device says no, and how it gives back what a failed batch held.
     """
 
@@ -54,7 +57,8 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         self._release_memory = release_memory
         self._running: dict[Worker | None, Sequence[Job[Work, Result]]] = {}
         self._elsewhere: anyio.CancelScope | None = None
-        self._alone = False
+        self._has_machine = False
+        self._lane_kept_until = -math.inf
 
     @property
     def running(self) -> int:
@@ -70,6 +74,8 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
     async def submit_all(self, jobs: Sequence[Job[Work, Result]], hold: Hold | None = None) -> list[Result]:
         """As `submit`, for jobs that are admitted together or not at all. The first error withdraws the rest."""
         self._enqueue(jobs, hold)
+        if not any(map(self._scheduler.is_rest, jobs)):
+            self._lane_kept_until = anyio.current_time() + _LANE_KEPT_SECONDS
         loop = asyncio.get_running_loop()
         for job in jobs:
             job.future = loop.create_future()
@@ -117,7 +123,12 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
         while True:
             await self._batch_due()
             now = anyio.current_time()
-            batch = self._scheduler.next_batch(now, max_size=self.limits.max_batch_size, max_cost=self._max_cost(now))
+            batch = self._scheduler.next_batch(
+                now,
+                max_size=self.limits.max_batch_size,
+                max_cost=self._max_cost(now),
+                rest=self._takes_rest(now),
+            )
             for job in batch.expired:
                 _answer(job, DeadlineExceeded("the deadline passed while the request waited"))
             if batch.jobs:
@@ -130,31 +141,43 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
                 await self._next_change()
 
     def _due_in(self) -> float | None:
-        if self._alone:
+        if self._has_machine:
             return None
         now = anyio.current_time()
-        return self._scheduler.due_in(now, max_size=self.limits.max_batch_size, max_cost=self._max_cost(now))
+        return self._scheduler.due_in(
+            now, max_size=self.limits.max_batch_size, max_cost=self._max_cost(now), rest=self._takes_rest(now)
+        )
+
+    def _lanes_for_rest(self, now: float) -> int:
+        """In how many lanes the rest of large requests may run: while small ones keep coming, one is kept for them."""
+        return max(1, len(self._workers) - (now < self._lane_kept_until))
+
+    def _takes_rest(self, now: float) -> bool:
+        running = sum(self._scheduler.is_rest(jobs[0]) for jobs in self._running.values())
+        return running < self._lanes_for_rest(now)
 
     def _max_cost(self, now: float) -> int:
         """What fits into memory, and into the time that a batch should take."""
         fits = self._limit.current(now)
-        if math.isinf(self.limits.max_batch_seconds):
+        if not self.limits.is_bounded_in_time:
             return fits
-        in_time = int(self._pace.cost_in(self.limits.max_batch_seconds) / len(self._workers))
-        return min(fits, max(self.limits.least_batch_cost, in_time))
+        in_time = max(self.limits.least_batch_cost, int(self._pace.cost_in(self.limits.max_batch_seconds)))
+        return min(fits, max(1, in_time // len(self._workers)))
 
     async def _run_batch(self, jobs: Sequence[Job[Work, Result]], worker: Worker | None) -> None:
-        self._alone = len(self._workers) == 1 or not (self._running or self.waiting)
-        share = 1 if self._alone else len(self._workers)
-        self._running[worker] = jobs
         started = anyio.current_time()
+        keeps_a_lane = self._scheduler.is_rest(jobs[0]) and self._lanes_for_rest(started) == 1
+        alone = len(self._workers) == 1 or (not self._running and (keeps_a_lane or not self.waiting))
+        self._has_machine = alone and not keeps_a_lane
+        share = 1 if alone else len(self._workers)
+        self._running[worker] = jobs
         for job in jobs:
             job.timing.started, job.timing.batch_size = started, len(jobs)
             self._tally.queue_time.observe(job.timing.queue_time)
         self._tally.batch_size.observe(len(jobs))
-        report = await self._run_in(worker, jobs)
+        report = await self._run_in(worker, jobs, alone=alone)
         del self._running[worker]
-        self._alone = False
+        self._has_machine = False
         if report is None:
             return
         ended = anyio.current_time()
@@ -166,9 +189,11 @@ class Batcher(BatchLoop[Job[Work, Result]], Generic[Work, Result]):
             self._tally.out_of_memory += 1
             self._shrink(report.oom_cost)
 
-    async def _run_in(self, worker: Worker | None, jobs: Sequence[Job[Work, Result]]) -> Report[Result] | None:
+    async def _run_in(
+        self, worker: Worker | None, jobs: Sequence[Job[Work, Result]], *, alone: bool
+    ) -> Report[Result] | None:
         """None: it was stopped, as nobody waited for it any more."""
-        run = self._run_alone if self._alone else self._run_beside
+        run = self._run_alone if alone else self._run_beside
         works, costs = [job.work for job in jobs], [job.cost for job in jobs]
         requests = [job.caller.request_id for job in jobs]
         if worker is None:

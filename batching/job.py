@@ -57,7 +57,9 @@ class Timing:
 
 @dataclass(eq=False, slots=True)
 class Job(Generic[Work, Result]):
-    """`cost` is in the batcher's own unit: tokens, audio seconds, characters. `tag` is the scheduler's."""
+    """`cost` is in the batcher's own unit: tokens, audio seconds, characters. `tag` and `ahead` are the scheduler's:
+    its place in the queue, and the cost of those before it in its request.
+    """
 
     work: Work
     caller: Caller = field(default_factory=Caller)
@@ -65,6 +67,7 @@ class Job(Generic[Work, Result]):
     cancel: CancelToken = field(default_factory=CancelToken)
     timing: Timing = field(default_factory=Timing)
     tag: int = 0
+    ahead: int = 0
     future: "asyncio.Future[Result] | None" = None
 
     def is_due(self, now: float) -> bool:

@@ -28,6 +28,10 @@ class Limits:
     max_batch_seconds: float = math.inf
 
     @property
+    def is_bounded_in_time(self) -> bool:
+        return not math.isinf(self.max_batch_seconds)
+
+    @property
     def least_batch_cost(self) -> int:
         """What may run together at any pace."""
         return max(1, self.max_batch_cost // _LEAST_SHARE)
@@ -35,4 +39,4 @@ class Limits:
     @property
     def turn_cost(self) -> int:
         """How much of a large request goes before whoever comes meanwhile."""
-        return self.max_batch_cost if math.isinf(self.max_batch_seconds) else max(1, self.max_batch_cost // _TURN_SHARE)
+        return max(1, self.max_batch_cost // _TURN_SHARE) if self.is_bounded_in_time else self.max_batch_cost

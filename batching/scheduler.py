@@ -25,7 +25,8 @@ class Scheduler(Generic[J]):
     A job's tag is the cost of those before it in its request, counted from the present, which is half through the
     latest job that was taken. So whoever comes meanwhile goes before the rest of a large request, which yet moves on
     with all work that is done (start-time fair queueing, Goyal et al., SIGCOMM 1996). Tags within one `turn_cost` are a
-    turn, in which nothing overtakes; no turn is put off, so nothing starves within a priority.
+    turn, in which nothing overtakes; no turn is put off, so nothing starves within a priority. Where the time of a
+    batch is bounded, the rest of a large request does not share the batch of those who went before it either.
 
     reserved, reserved_cost: places of jobs that are still being prepared, or come one after the other.
     """
@@ -36,6 +37,7 @@ class Scheduler(Generic[J]):
         self.reserved = 0
         self.reserved_cost = 0
         self._waiting: dict[Priority, dict[int, OrderedDict[J, None]]] = {priority: {} for priority in Priority}
+        self._waiting_rest = 0
         self._present = dict.fromkeys(Priority, 0)
 
     def __len__(self) -> int:
@@ -61,6 +63,7 @@ class Scheduler(Generic[J]):
         before = 0
         for job in jobs:
             job.tag = self._present[job.caller.priority] + before
+            job.ahead = before
             before += job.cost
             self._insert(job)
 
@@ -86,17 +89,26 @@ class Scheduler(Generic[J]):
             self._remove(job)
         return jobs
 
-    def next_batch(self, now: float, *, max_size: int, max_cost: int, alone: bool = True) -> Batch[J]:
+    def is_rest(self, job: J) -> bool:
+        """Whether it belongs to the rest of a large request, and the time of a batch is bounded."""
+        return self.limits.is_bounded_in_time and job.ahead >= self.limits.turn_cost
+
+    def next_batch(
+        self, now: float, *, max_size: int, max_cost: int, alone: bool = True, rest: bool = True
+    ) -> Batch[J]:
         """Take the jobs that run next: at most `max_size`, of at most `max_cost` together.
 
         alone: nothing else is running, so a first job above `max_cost` is taken all the same, by itself.
+        rest: whether the rest of large requests may run now.
         """
         batch: Batch[J] = Batch([], [])
         room = max_cost
         for job in self._in_order():
+            if not rest and self.is_rest(job):
+                continue
             if job.is_due(now):
                 batch.expired.append(job)
-            elif len(batch.jobs) < max_size and (job.cost <= room or (alone and not batch.jobs)):
+            elif len(batch.jobs) < max_size and self._fits(job, room, batch.jobs, alone):
                 batch.jobs.append(job)
                 room -= job.cost
             else:
@@ -111,18 +123,24 @@ class Scheduler(Generic[J]):
         """Who would be taken next."""
         return next((job for job in self._in_order() if not job.is_due(now)), None)
 
-    def due_in(self, now: float, *, max_size: int, max_cost: int) -> float | None:
+    def due_in(self, now: float, *, max_size: int, max_cost: int, rest: bool = True) -> float | None:
         """Seconds until a batch should start: 0 is now, None is not before another job arrives.
 
-        The first job's arrival starts the clock, so a lone request waits `max_wait` at most.
+        The first job's arrival starts the clock, so a lone request waits `max_wait` at most. rest: as in `next_batch`.
         """
         waiting = len(self)
-        if not waiting:
+        if waiting == (0 if rest else self._waiting_rest):
             return None
         if waiting >= max_size or self.waiting_cost >= max_cost:
             return 0.0
         oldest = min(next(iter(queue)).timing.arrived for queue in self._queues())
         return max(0.0, oldest + self.limits.max_wait - now)
+
+    def _fits(self, job: J, room: int, batch: Sequence[J], alone: bool) -> bool:
+        if not batch:
+            return alone or job.cost <= room
+        fills_up = job.caller is not batch[0].caller and self.is_rest(job) and not self.is_rest(batch[0])
+        return job.cost <= room and not fills_up
 
     def _queues(self) -> Iterator[OrderedDict[J, None]]:
         """One a turn, none of them empty; by priority and turn."""
@@ -138,6 +156,7 @@ class Scheduler(Generic[J]):
     def _insert(self, job: J) -> None:
         self._waiting[job.caller.priority].setdefault(self._turn(job), OrderedDict())[job] = None
         self.waiting_cost += job.cost
+        self._waiting_rest += self.is_rest(job)
 
     def _remove(self, job: J) -> None:
         turns, turn = self._waiting[job.caller.priority], self._turn(job)
@@ -145,3 +164,4 @@ class Scheduler(Generic[J]):
         if not turns[turn]:
             del turns[turn]
         self.waiting_cost -= job.cost
+        self._waiting_rest -= self.is_rest(job)

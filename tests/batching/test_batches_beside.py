@@ -7,10 +7,10 @@ import pytest
 
 from batching.batcher import Batcher
 from batching.errors import EngineFailed, ShuttingDown
-from batching.job import Job
+from batching.job import Caller, Job
 from batching.limits import Limits
 from batching.worker import Worker
-from tests.batching.fakes import FakeModel, Latch, serving, submit
+from tests.batching.fakes import FakeModel, Latch, SteppedWorker, serving, submit
 from tests.clock import advance, settle, until
 
 pytestmark = pytest.mark.anyio
@@ -70,6 +70,45 @@ async def test_there_are_as_many_batches_at_once_as_workers() -> None:
         assert (machine.batcher.running, machine.batcher.waiting) == (3, 2)
         machine.latch.open()
         assert await all_done == [0, 2, 4, 6, 8]
+
+
+async def test_batches_at_once_share_what_may_run_together_at_any_pace() -> None:
+    machine, caller = Machine(max_batch_cost=640, max_batch_seconds=1), Caller()
+    async with serving(machine.batcher, machine.latch):
+        all_done = asyncio.ensure_future(machine.batcher.submit_all([Job(work, caller, cost=5) for work in range(5)]))
+        await machine.has_begun(2)
+        machine.latch.open()
+        await all_done
+    assert machine.batches[1][:2] == [[0, 1], [2, 3]]  # of a thirty-second, half each
+
+
+async def test_while_small_requests_keep_coming_beside_a_large_one_they_have_a_lane_of_their_own() -> None:
+    alone, beside, caller = FakeModel(), FakeModel(), Caller()
+    first, second = SteppedWorker(), SteppedWorker()
+    limits = Limits(max_batch_size=1, max_batch_cost=256, max_batch_seconds=1)
+    batcher = Batcher("model", alone, limits, worker=first, beside=[second], run_beside=beside)
+    async with serving(batcher):
+        large = asyncio.ensure_future(batcher.submit_all([Job(work, caller) for work in range(6)]))
+        await settle()
+        small = submit(batcher, 100)
+        first.let_through()  # 0
+        second.let_through()  # 1
+        await settle()
+        first.let_through()
+        await small
+        assert (batcher.running, batcher.waiting) == (1, 3)
+        second.let_through()  # 2
+        await settle()
+        assert (batcher.running, batcher.waiting) == (1, 2)  # 3, on all cores
+        small = submit(batcher, 200)
+        await settle()
+        assert (batcher.running, batcher.waiting) == (2, 2)
+        await advance(10.0)
+        first.open()
+        second.open()
+        await asyncio.gather(large, small)
+    assert alone.batches == [[3]]
+    assert beside.batches[:4] == [[0], [1], [100], [2]]
 
 
 async def test_one_batch_at_once_is_always_alone() -> None:

@@ -147,6 +147,15 @@ def test_a_request_of_several_batches_takes_turns_with_those_who_come_meanwhile(
     assert [names(take(scheduler).jobs) for _ in range(3)] == ["late big2", "big3 big4", "big5"]
 
 
+def test_where_time_is_bounded_the_rest_of_a_large_request_does_not_fill_up_the_batch_of_who_goes_before_it() -> None:
+    large, small = Caller(), Caller()
+    scheduler = Scheduler[Named](Limits(max_batch_cost=256, max_batch_seconds=0.1))
+    scheduler.add([Job(f"big{i}", large, 50) for i in range(5)])
+    assert names(take(scheduler).jobs) == "big0 big1"
+    scheduler.add([Job("late", small, 10), Job("its", small, 10)])
+    assert [names(take(scheduler).jobs) for _ in range(3)] == ["late its", "big2 big3", "big4"]
+
+
 def test_a_request_of_several_batches_is_not_put_off_for_ever() -> None:
     scheduler = scheduler_with(*(job(f"big{i}", 100) for i in range(3)), max_batch_cost=100)
     taken = []
