@@ -93,8 +93,9 @@ class WhisperEngine:
         # What a caller writes is text: a prompt cannot hold control tokens.
         model.hf_tokenizer.encode_special_tokens = True
         self._multilingual: bool = model.model.is_multilingual
+        self._eot: int = model.hf_tokenizer.token_to_id("<|endoftext|>")
         self.facts = EngineFacts(
-            languages=tuple(model.supported_languages),
+            languages=_languages(model),
             translates=self._multilingual,
             word_timestamps=True,
             logprobs=True,
@@ -163,9 +164,8 @@ class WhisperEngine:
         if not unknown:
             return
         for work, ranked in zip(unknown, self._model.model.detect_language(batch.encoded(unknown)), strict=True):
-            codes = [token[2:-2] for token, _ in ranked]
-            allowed = work.options.languages or codes
-            work.language = next(code for code in codes if code in allowed)
+            allowed = work.options.languages or self.facts.languages
+            work.language = next(code for token, _ in ranked if (code := token[2:-2]) in allowed)
 
     def _prompt(self, work: _Work) -> None:
         options = work.options
@@ -223,19 +223,22 @@ class WhisperEngine:
         """Of each piece of each window; empty where they were not asked for. Moves the pieces' bounds to the words."""
         words: list[Sequence[Sequence[Word]]] = [[()] * len(of_window) for of_window in pieces]
         timed = [i for i, work in enumerate(batch.works) if work.options.word_timestamps and pieces[i]]
-        for group in _grouped(timed, lambda i: (batch.works[i].language, batch.works[i].options.task)):
+        texts = {i: self._text_tokens(pieces[i]) for i in timed}
+        # Of windows of one length CTranslate2 aligns each over the longest text, so that only texts of one length go
+        # together: the times of a window do not depend on its neighbours.
+        for group in _grouped(timed, lambda i: (batch.works[i].language, batch.works[i].options.task, len(texts[i]))):
             works = [batch.works[i] for i in group]
             tokenizer = works[0].tokenizer
             assert tokenizer is not None
             aligned: Sequence[AlignedWords] = self._model.find_alignment(
-                tokenizer,
-                [[token for piece in pieces[i] for token in piece.tokens if token < tokenizer.eot] for i in group],
-                batch.encoded(works),
-                [work.frames for work in works],
+                tokenizer, [texts[i] for i in group], batch.encoded(works), [work.frames for work in works]
             )
             for i, alignment in zip(group, aligned, strict=True):
                 words[i] = words_of(pieces[i], alignment, tokenizer, batch.works[i].window.seconds)
         return words
+
+    def _text_tokens(self, pieces: Sequence[Piece]) -> list[int]:
+        return [token for piece in pieces for token in piece.tokens if token < self._eot]
 
     def _heard_in(
         self, work: _Work, outcome: Attempt, pieces: Sequence[Piece], words: Sequence[Sequence[Word]]
@@ -317,6 +320,12 @@ def _logprob(step: ctranslate2.StorageView, token: int) -> float:
     logits = np.asarray(step, np.float64)
     peak = logits.max()
     return float(logits[token] - peak - np.log(np.exp(logits - peak).sum()))
+
+
+def _languages(model: WhisperModel) -> tuple[str, ...]:
+    """Those that its vocabulary has: models before large-v3 lack one of the languages that faster-whisper lists."""
+    known: Sequence[str] = model.supported_languages
+    return tuple(code for code in known if model.hf_tokenizer.token_to_id(f"<|{code}|>") is not None)
 
 
 def _length(window: Window) -> int:

@@ -114,6 +114,19 @@ def test_a_batch_of_mixed_options_and_lengths_is_the_windows_alone(
     assert [bool(answer.segments[0].logprobs) for answer in together] == [False, False, False, True, False]
 
 
+@pytest.mark.models
+def test_the_times_of_words_do_not_depend_on_windows_of_the_same_length(
+    whisper: WhisperEngine, beckett: Waveform, two_cities: Waveform
+) -> None:
+    """The texts have 10 and 24 words."""
+    windows = [Window(speech[: 8 * SAMPLE_RATE], Options(word_timestamps=True)) for speech in (beckett, two_cities)]
+    alone = [spoken(hear(whisper, window)[0]) for window in windows]
+    for together, words in zip(hear(whisper, *windows), alone, strict=True):
+        assert [(word.word, word.start, word.end) for word in spoken(together)] == [
+            (word.word, word.start, word.end) for word in words
+        ]
+
+
 def spoken(heard: Heard) -> list[Word]:
     return [word for segment in heard.segments for word in segment.words]
 
