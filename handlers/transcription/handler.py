@@ -245,7 +245,7 @@ class WhisperHandler:
             )
         if request.temperature and not facts.temperatures:
             raise InvalidRequest(
-                f"{model} always takes the most probable letter. Leave `temperature` out, or send 0.",
+                f"{model} always takes the most probable text. Leave `temperature` out, or send 0.",
                 "temperature",
                 "unsupported_value",
             )

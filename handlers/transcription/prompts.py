@@ -6,14 +6,14 @@ from pathlib import Path
 from handlers.spec import ModelSpec
 from handlers.tokenization import load_tokenizer
 from handlers.transcription.loading import engine_name
-from handlers.transcription.transformers import is_ctc
+from handlers.transcription.transformers import takes_prompts
 
 CountPrompt = Callable[[str | None, Sequence[str]], int]
 
 
 def load_prompt_counter(spec: ModelSpec, folder: Path) -> CountPrompt:
     """Engine.count_prompt of the engine that `load_engine` opens. Raises ModelLoadError."""
-    if engine_name(spec, folder) == "transformers" and is_ctc(folder):
+    if engine_name(spec, folder) == "transformers" and not takes_prompts(folder):
         return count_words
     tokenizer = load_tokenizer(folder)
     tokenizer.encode_special_tokens = True  # a prompt cannot hold control tokens

@@ -10,6 +10,9 @@ from handlers.pretrained import cannot_load, load_pretrained, log_placement
 from handlers.spec import ModelSpec
 from handlers.transcription.engine import SAMPLE_RATE, Engine
 
+# Models of AutoModelForSpeechSeq2Seq that need nothing but audio. Others want a language, a task or a chat's template.
+_SEQ2SEQ = ("moonshine", "speech_to_text", "speech-encoder-decoder")
+
 
 def load(spec: ModelSpec, folder: Path) -> Engine:
     """Open a model that transformers has saved. Raises ModelLoadError with one line that says what is wrong."""
@@ -19,10 +22,16 @@ def load(spec: ModelSpec, folder: Path) -> Engine:
         return _load_whisper(spec, folder)
     if is_ctc(folder):
         return _load_ctc(spec, folder)
+    if config.get("model_type") in _SEQ2SEQ:
+        return _load_seq2seq(spec, folder)
     raise ModelLoadError(
-        f"model {spec.id}: of the speech models of transformers, Whisper and those for CTC are served, and this is "
-        f"{kinds[0]}; choose one of those"
+        f"model {spec.id}: of the speech models of transformers, Whisper, Moonshine, Speech2Text and those for CTC are "
+        f"served, and this is {kinds[0]}; choose one of those"
     )
+
+
+def takes_prompts(folder: Path) -> bool:
+    return not is_ctc(folder) and _config(folder).get("model_type") not in _SEQ2SEQ
 
 
 def is_ctc(folder: Path) -> bool:
@@ -49,19 +58,43 @@ def _load_ctc(spec: ModelSpec, folder: Path) -> Engine:
 
     from handlers.transcription.ctc import CTCOnTorch
 
+    model, tokenizer, extractor = _open(spec, folder, AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor)
+    if model.main_input_name != "input_values":
+        raise ModelLoadError(f"model {spec.id}: does not take plain audio; choose a Wav2Vec2 or HuBERT model")
+    return CTCOnTorch(model, tokenizer, extractor)
+
+
+def _load_seq2seq(spec: ModelSpec, folder: Path) -> Engine:
+    from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTokenizer
+
+    from handlers.transcription.seq2seq import Seq2SeqOnTorch
+
+    model, tokenizer, extractor = _open(spec, folder, AutoModelForSpeechSeq2Seq, AutoTokenizer, AutoFeatureExtractor)
+    try:
+        return Seq2SeqOnTorch(model, tokenizer, extractor)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise cannot_load(spec, error) from error
+
+
+def _open(
+    spec: ModelSpec, folder: Path, model_class: Any, tokenizer_class: Any, extractor_class: Any
+) -> tuple[Any, Any, Any]:
+    """With tokenizers of any kind. Raises ModelLoadError."""
     try:
         device = pick_device(spec.device)
         dtype = pick_dtype(device, spec.dtype)
-        extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
-        tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForCTC.from_pretrained(folder, dtype=dtype, use_safetensors=True, device_map={"": device})
+        extractor = extractor_class.from_pretrained(folder)
+        tokenizer = tokenizer_class.from_pretrained(folder)
+        model = model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, device_map={"": device})
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         raise cannot_load(spec, error) from error
-    if model.main_input_name != "input_values" or extractor.sampling_rate != SAMPLE_RATE:
-        raise ModelLoadError(f"model {spec.id}: does not take plain audio at 16 kHz; choose a Wav2Vec2 or HuBERT model")
+    if extractor.sampling_rate != SAMPLE_RATE:
+        raise ModelLoadError(
+            f"model {spec.id}: hears audio at {extractor.sampling_rate} Hz; choose a model for {SAMPLE_RATE} Hz"
+        )
     model.train(False)
     log_placement(spec, model)
-    return CTCOnTorch(model, tokenizer, extractor)
+    return model, tokenizer, extractor
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -171,8 +171,8 @@ def test_what_it_can_do_is_told(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_other_models_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "moonshine", "architectures": ["MoonshineFor"]}))
-    with pytest.raises(ModelLoadError, match="this is MoonshineFor; choose one of those"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dia", "architectures": ["DiaFor"]}))
+    with pytest.raises(ModelLoadError, match="this is DiaFor; choose one of those"):
         load(spec(), tmp_path)
 
 
