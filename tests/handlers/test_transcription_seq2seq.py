@@ -93,6 +93,22 @@ def test_a_window_is_heard_among_others_as_it_is_alone_in_any_order(engine: Seq2
         assert_alike(one, alone[i])
 
 
+def test_windows_of_other_lengths_share_a_batch_where_padding_is_not_heard(
+    engine: Seq2SeqOnTorch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    generate = engine._model.generate
+
+    def noted(**inputs: Any) -> Any:
+        batches.append(len(inputs[engine._model.main_input_name]))
+        return generate(**inputs)
+
+    monkeypatch.setattr(engine._model, "generate", noted)
+    heard(engine, *WINDOWS)
+    is_masked = type(engine._model).__name__ == "SpeechEncoderDecoderModel"
+    assert batches == ([4, 3] if is_masked else [4, 1, 1, 1])
+
+
 def test_the_text_is_that_of_the_models_own_generate(engine: Seq2SeqOnTorch, folder: Path) -> None:
     model: Any = AutoModelForSpeechSeq2Seq.from_pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
