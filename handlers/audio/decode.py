@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import soxr
 
-from handlers.audio import ffmpeg, wav
+from handlers.audio import ffmpeg, ogg, wav
 from handlers.audio.containers import Container, sniff, undecodable
 from handlers.audio.reader import Block, Reader
 from handlers.audio.waveform import Waveform
@@ -68,6 +68,8 @@ def measure_seconds(file: BinaryIO, *, max_seconds: float) -> float:
     Where damage has merged packets there may be more, which only `max_seconds` bounds. Takes less than 0.5 ms for a
     second of audio. Raises as `read_blocks` does.
     """
+    if _container(file) == "ogg" and ogg.is_longer(file, max_seconds):
+        raise _too_long(max_seconds)
     with _opened(file, max_seconds) as reader:
         seconds = reader.seconds(max_seconds)
     if seconds > max_seconds:
@@ -77,10 +79,14 @@ def measure_seconds(file: BinaryIO, *, max_seconds: float) -> float:
 
 @contextmanager
 def _opened(file: BinaryIO, max_seconds: float) -> Iterator[Reader]:
+    with _READERS[_container(file)](file, max_seconds) as reader:
+        yield reader
+
+
+def _container(file: BinaryIO) -> Container:
     if file.closed:
         raise InvalidRequest("The file was closed before it was read.", "file")
-    with _READERS[sniff(file)](file, max_seconds) as reader:
-        yield reader
+    return sniff(file)
 
 
 def _bounded(blocks: Iterator[Block], max_seconds: float) -> Iterator[Block]:

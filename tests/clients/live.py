@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import uvicorn
 
@@ -18,10 +19,25 @@ from gateway.settings import Settings
 from handlers.base import Handler
 
 
+class LiveServer(NamedTuple):
+    """url: its base URL, which ends in /v1. pid: of the process that was started."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
 def starter_server(**settings: str) -> Iterator[str]:
     """`gateway serve` with the starter models, warm; gives its base URL. Ended by its own pid, orderly or it fails."""
-    environ = {**os.environ, **{f"GATEWAY_{name.upper()}": value for name, value in settings.items()}}
+    with live_server(**settings) as server:
+        yield server.url
+
+
+@contextmanager
+def live_server(environ: Mapping[str, str] = MappingProxyType({}), **settings: str) -> Iterator[LiveServer]:
+    """`gateway serve` with these settings and the starter models, unless they name others, as `starter_server`."""
+    gateway = {f"GATEWAY_{name.upper()}": value for name, value in settings.items()}
+    environ = {**os.environ, **gateway, **environ}
     environ.pop("OMP_NUM_THREADS", None)
     command = [sys.executable, "-m", "gateway", "serve", "--port", "0"]
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
@@ -31,7 +47,7 @@ def starter_server(**settings: str) -> Iterator[str]:
         # Nobody reads on, and a full pipe must not hold anything up.
         threading.Thread(target=process.stdout.read, daemon=True).start()
         try:
-            yield ready[1]
+            yield LiveServer(ready[1], process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=60) == 0

@@ -14,18 +14,24 @@ from handlers.audio.waveform import Waveform
 
 RATE = 16_000
 
-# What FFmpeg calls the container and the codec.
+# What FFmpeg calls the container and the codec; "ogg" is written by libsndfile, as FFmpeg here has no good Vorbis.
 CONTAINERS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "aac": ("adts", "aac"),
         "flac": ("flac", "flac"),
         "m4a": ("mp4", "aac"),
         "mp3": ("mp3", "libmp3lame"),
-        "ogg": ("ogg", "libopus"),
+        "mp4": ("mp4", "aac"),
+        "mpga": ("mp2", "mp2"),
+        "ogg": ("ogg", "vorbis"),
+        "opus": ("ogg", "libopus"),
         "wav": ("wav", "pcm_s16le"),
         "webm": ("webm", "libopus"),
     }
 )
+
+# As cameras and browsers write them: no index at the end, but a piece of it before each fragment.
+_FRAGMENTED = {"movflags": "frag_every_frame+empty_moov+default_base_moof"}
 
 
 def sweep(seconds: float, rate: int = RATE) -> Waveform:
@@ -36,9 +42,12 @@ def sweep(seconds: float, rate: int = RATE) -> Waveform:
 
 def encoded(kind: str, waveform: Waveform, rate: int = RATE) -> bytes:
     """`waveform` in a container of CONTAINERS."""
+    if kind == "ogg":
+        return sound_file(waveform, rate, "OGG", "VORBIS").getvalue()
     container_format, codec = CONTAINERS[kind]
     file = BytesIO()
-    with av.open(file, "w", format=container_format) as container:
+    options = _FRAGMENTED if kind == "mp4" else {}
+    with av.open(file, "w", format=container_format, options=options) as container:
         stream = cast(av.AudioStream, container.add_stream(codec, rate=48_000 if codec == "libopus" else rate))
         stream.codec_context.layout = "mono"
         frame = av.AudioFrame.from_ndarray(waveform[np.newaxis], format="flt", layout="mono")
@@ -48,9 +57,13 @@ def encoded(kind: str, waveform: Waveform, rate: int = RATE) -> bytes:
 
 
 def sound_file(samples: object, rate: int = RATE, format: str = "WAV", subtype: str = "PCM_16") -> BytesIO:
-    """What libsndfile writes: [samples] or [samples, channels]."""
+    """What libsndfile writes: [samples] or [samples, channels], a second at a time: more overflows Vorbis's stack."""
     file = BytesIO()
-    soundfile.write(file, samples, rate, format=format, subtype=subtype)
+    waveform = np.asarray(samples)
+    channels = 1 if waveform.ndim == 1 else waveform.shape[1]
+    with soundfile.SoundFile(file, "w", rate, channels, subtype, format=format) as sound:
+        for at in range(0, len(waveform), rate):
+            sound.write(waveform[at : at + rate])
     file.seek(0)
     return file
 

@@ -3,14 +3,19 @@
 import os
 import struct
 import tracemalloc
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soxr
 
+from handlers.audio import ffmpeg, ogg
 from handlers.audio.decode import SAMPLE_RATE, decode, measure_seconds, read_blocks
 from handlers.audio.waveform import Waveform
 from handlers.errors import InvalidRequest, TooLarge, UnsupportedMedia
@@ -32,6 +37,63 @@ def fmt(tag: int, bits: int, channels: int = 1, rate: int = SAMPLE_RATE) -> byte
 
 def tone(frequency: float, rate: int, seconds: float = 1.0) -> Waveform:
     return (0.5 * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def hours_of_silence(kind: str) -> bytes:
+    """A minute of it again and again, as large as an upload may be."""
+    minute = encoded(kind, np.zeros(60 * SAMPLE_RATE, np.float32))
+    return minute * (LARGEST_UPLOAD // len(minute))
+
+
+def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The samples of every frame that FFmpeg will have decoded."""
+    counts: list[int] = []
+    decoded = ffmpeg._Track._decoded
+
+    def count(track: ffmpeg._Track, packet: Any) -> Sequence[av.AudioFrame]:
+        frames = decoded(track, packet)
+        counts.extend(frame.samples for frame in frames)
+        return frames
+
+    monkeypatch.setattr(ffmpeg._Track, "_decoded", count)
+    return counts
+
+
+def ogg_pages(data: bytes) -> Iterator[int]:
+    """Where each begins."""
+    at = 0
+    while at < len(data):
+        yield at
+        count = data[at + 26]
+        at += 27 + count + sum(data[at + 27 : at + 27 + count])
+
+
+def with_positions(data: bytes, pages: Sequence[int], position: int) -> bytes:
+    """Those pages say that they end at that sample."""
+    starts, changed = [*ogg_pages(data), len(data)], bytearray(data)
+    for at in pages:
+        changed[at + 6 : at + 14] = position.to_bytes(8, "little")
+        _sign(changed, at, starts[starts.index(at) + 1])
+    return bytes(changed)
+
+
+def renamed(page: bytes) -> bytes:
+    """Of another stream."""
+    changed = bytearray(page)
+    changed[14:18] = b"more"
+    _sign(changed, 0, len(page))
+    return bytes(changed)
+
+
+def _sign(data: bytearray, start: int, stop: int) -> None:
+    """The checksum of RFC 3533, section 6."""
+    data[start + 22 : start + 26] = bytes(4)
+    value = 0
+    for byte in data[start:stop]:
+        value ^= byte << 24
+        for _ in range(8):
+            value = (value << 1 ^ (0x04C11DB7 if value & 0x80000000 else 0)) & 0xFFFFFFFF
+    data[start + 22 : start + 26] = value.to_bytes(4, "little")
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
@@ -85,16 +147,57 @@ def test_a_box_of_an_mp4_that_claims_to_be_larger_than_any_file_takes_no_memory(
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("kind", ["flac", "mp3", "ogg"])
-def test_hours_of_silence_are_refused_after_a_bounded_read(kind: str) -> None:
-    """A minute of silence again and again: two hours of MP3, ten of the others and more."""
-    minute = encoded(kind, np.zeros(60 * SAMPLE_RATE, np.float32))
-    bomb = BytesIO(minute * (LARGEST_UPLOAD // len(minute)))
-    for refuse in (measure_seconds, decode):
+@pytest.mark.parametrize("kind", ["flac", "mp3", "ogg", "opus"])
+def test_hours_of_silence_are_refused_after_a_bounded_read(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hours of MP3, ten of the others and more."""
+    decoded, bomb = count_decoded(monkeypatch), BytesIO(hours_of_silence(kind))
+    minute = len(encoded(kind, np.zeros(60 * SAMPLE_RATE, np.float32)))
+    for refuse, frames in ((measure_seconds, 0), (decode, 71 * SAMPLE_RATE)):
         bomb.seek(0)
         with pytest.raises(TooLarge, match="longer than 70 seconds"):
             refuse(bomb, max_seconds=70)
-        assert bomb.tell() < 10 * len(minute) + 100_000
+        assert bomb.tell() < 10 * minute + 100_000
+        assert sum(decoded) <= frames * 3  # Opus is decoded at 48 kHz
+
+
+@pytest.mark.parametrize("kind", ["ogg", "opus"])
+def test_pages_that_tell_of_hours_are_not_read_packet_by_packet(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ffmpeg, "opened")
+    for bomb in (hours_of_silence(kind), encoded(kind, np.zeros(80 * SAMPLE_RATE, np.float32))):
+        with pytest.raises(TooLarge, match="longer than 70 seconds"):
+            measure_seconds(BytesIO(bomb), max_seconds=70)
+
+
+@pytest.mark.parametrize("kind", ["ogg", "opus"])
+@pytest.mark.parametrize("position", [0, 1 << 40, (1 << 63) - 1, (1 << 64) - 1])
+def test_pages_that_lie_change_no_verdict(kind: str, position: int) -> None:
+    """Of every page, or of one in the middle. FFmpeg leaves out pages whose checksum is wrong, so it is made right."""
+    whole = encoded(kind, np.zeros(20 * SAMPLE_RATE, np.float32))
+    pages = list(ogg_pages(whole))
+    one = [pages[len(pages) // 2]]
+    for lying in (pages[2:], one):
+        data = with_positions(whole, lying, position)
+        with pytest.raises(TooLarge):
+            measure_seconds(BytesIO(data), max_seconds=10)
+        with pytest.raises(TooLarge):
+            decode(BytesIO(data), max_seconds=10)
+    assert not ogg.is_longer(BytesIO(with_positions(whole, one, position)), 60)
+
+
+def test_the_pages_of_streams_side_by_side_count_once() -> None:
+    one = encoded("opus", np.zeros(20 * SAMPLE_RATE, np.float32))
+    pages = [*ogg_pages(one), len(one)]
+    other = [renamed(one[at:end]) for at, end in pairwise(pages)]
+    both = b"".join(one[at:end] + page for (at, end), page in zip(pairwise(pages), other, strict=True))
+    assert ogg.is_longer(BytesIO(both), 15)
+    assert not ogg.is_longer(BytesIO(both), 25)
+
+
+def test_pages_without_end_are_looked_at_for_a_while_only() -> None:
+    page = b"OggS" + bytes(23)
+    file = BytesIO(encoded("opus", sweep(1)) + page * 1_000_000)
+    assert not ogg.is_longer(file, 60)
+    assert file.tell() < 600_000
 
 
 def test_a_chain_is_bounded_as_a_whole() -> None:
