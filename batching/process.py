@@ -15,6 +15,7 @@ from batching.context import current_requests
 from batching.errors import ProcessBroken, ProcessDied, ShuttingDown
 from batching.messages import MAX_FILES, Part, pack, rebuild_error
 from batching.restarts import Restarts
+from batching.stats import ProcessStats, Restart
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class ProcessWorker:
         self._child: Child | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._closed = False
+        self._restarted = dict.fromkeys(Restart, 0)
 
     @property
     def pid(self) -> int | None:
@@ -116,6 +118,9 @@ class ProcessWorker:
     def waiting(self) -> int:
         """Calls that have not begun."""
         return len(self._waiting)
+
+    def stats(self) -> ProcessStats:
+        return ProcessStats(self._child is not None, dict(self._restarted), self.broken)
 
     async def start(self) -> None:
         """Once. Return when the factory has. Raises what it raised, by kind, ProcessDied or ShuttingDown.
@@ -220,7 +225,8 @@ class ProcessWorker:
                 return  # where both happen at once, the group has told of the process's end only
             self._child = None
             code = await child.end()
-            child = await self._relaunch(self._bury(child, code))
+            reason = Restart.KILLED if child.killed else Restart.CRASHED
+            child = await self._relaunch(self._bury(child, code), reason)
 
     async def _serve(self, child: Child) -> None:
         """Make calls until the process is gone."""
@@ -275,14 +281,16 @@ class ProcessWorker:
             call.fail(ProcessDied(f"{self.name}: its process ended ({_how(code)}) {doing}"))
         return self._restarts.crashed(asyncio.get_running_loop().time())
 
-    async def _relaunch(self, pause: float | None) -> Child | None:
+    async def _relaunch(self, pause: float | None, reason: Restart) -> Child | None:
         while pause is not None:
+            self._restarted[reason] += 1
             await asyncio.sleep(pause)
             try:
                 return await self._launch()
             except Exception:  # a start that fails is a crash, whatever the reason
                 logger.exception("%s: its process could not be started again", self.name)
                 pause = self._restarts.crashed(asyncio.get_running_loop().time())
+                reason = Restart.CRASHED
         self.broken = f"{self.name}: its process ended {self._restarts.most} times within {self._restarts.window:g} s"
         logger.error("%s; it is not started again", self.broken)
         self._fail_all(ProcessBroken(self.broken))

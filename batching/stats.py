@@ -69,6 +69,25 @@ class Histogram:
         return HistogramStats(self._bounds, tuple(self._counts), self._sum)
 
 
+class Restart(StrEnum):
+    """Why a process was started again: it ended by itself, or was killed with a call that nobody waited for any more."""
+
+    CRASHED = "crashed"
+    KILLED = "killed"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStats:
+    """A process of its own. running: whether it takes calls; while it is started again, they wait.
+
+    restarts: how often that was tried. broken: why it is not any more.
+    """
+
+    running: bool
+    restarts: Mapping[Restart, int]
+    broken: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationStats:
     """What only step-wise batches have.

@@ -19,7 +19,7 @@ from starlette.types import ExceptionHandler
 
 from batching.errors import DeadlineExceeded, EngineFailed, OutOfMemory, ProcessBroken, QueueFull, ShuttingDown
 from gateway.telemetry.context import request_id_var
-from handlers.errors import InvalidRequest, ModelLoading, ModelNotFound, TooLarge, UnsupportedMedia
+from handlers.errors import InvalidRequest, ModelLoading, ModelNotFound, StorageFull, TooLarge, UnsupportedMedia
 from proxy.errors import NoRoom, NotServed, UnsafePath, UpstreamError, UpstreamSpared, UpstreamTimeout
 
 logger = logging.getLogger("gateway.errors")
@@ -48,10 +48,6 @@ class BodyTimeout(Exception):
 
 class UnsupportedContentType(Exception):
     """The body is of a kind, or in an encoding, that this URL does not take. The text goes to the caller."""
-
-
-class StorageFull(Exception):
-    """There is no room on disk for an upload."""
 
 
 class RateLimited(Exception):

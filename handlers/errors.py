@@ -1,6 +1,12 @@
 """What a handler says no with. Only gateway/errors.py knows which HTTP status each becomes."""
 
 
+import errno
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of an OSError: the disk, the user's share of it, and the largest file that the process may write."""
+
+
 class InvalidRequest(Exception):
     """The caller's mistake: `message` says what is wrong and the way out, `param` names the field at fault.
 
@@ -21,6 +27,10 @@ class UnsupportedMedia(InvalidRequest):
 
 class TooLarge(InvalidRequest):
     """The input is over a size or duration limit (413)."""
+
+
+class StorageFull(Exception):
+    """There is no room on disk for an upload."""
 
 
 class ModelNotFound(Exception):

@@ -42,6 +42,12 @@ class Model:
         stats = self.stats()
         return stats.broken if stats else None
 
+    @property
+    def restarting(self) -> bool:
+        """Whether its requests wait for a process that is started again."""
+        stats = self.stats()
+        return stats is not None and stats.restarting
+
     def stats(self) -> ModelStats | None:
         """None until it is warm."""
         return self.handler.stats() if self.ready else None

@@ -1,8 +1,9 @@
 """What a model has done since it was loaded, for whoever watches it. Counts only grow; what is None does not apply."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from batching.stats import BatchStats
+from batching.stats import BatchStats, ProcessStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class ModelStats:
     """prompt_tokens: of admitted prompts, or of embedded texts. cached_tokens: those of them in the prefix cache.
 
     audio_seconds: transcribed or spoken. cache: of results that need not be computed again.
-    broken: why it answers nothing any more.
+    processes: those of its own, by what each does.
     """
 
     batches: BatchStats
@@ -28,4 +29,14 @@ class ModelStats:
     cached_tokens: int | None = None
     audio_seconds: float | None = None
     cache: CacheStats | None = None
-    broken: str | None = None
+    processes: Mapping[str, ProcessStats] = field(default_factory=dict)
+
+    @property
+    def broken(self) -> str | None:
+        """Why it answers nothing any more."""
+        return next((process.broken for process in self.processes.values() if process.broken), None)
+
+    @property
+    def restarting(self) -> bool:
+        """Whether requests wait for a process that is started again."""
+        return not self.broken and not all(process.running for process in self.processes.values())

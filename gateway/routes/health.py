@@ -13,7 +13,10 @@ async def healthz(request: Request[State]) -> Response:
 
 
 async def readyz(request: Request[State]) -> Response:
-    """200 once every model is warm, 503 until then, and when the process of one is given up."""
+    """200 once every model is warm, 503 until then, and when the process of one is given up.
+
+    A process that is started again keeps the 200: requests wait for it, and it is killed whenever a client leaves.
+    """
     registry = request.state["registry"]
     models = {model.spec.id: _state(model) for model in registry.models}
     status = next((state for state in ("broken", "loading") if state in models.values()), "ready")
@@ -23,4 +26,6 @@ async def readyz(request: Request[State]) -> Response:
 def _state(model: Model) -> str:
     if model.broken:
         return "broken"
+    if model.restarting:
+        return "restarting"
     return "ready" if model.ready else "loading"

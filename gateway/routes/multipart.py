@@ -1,23 +1,19 @@
 """Reading a multipart form: files on disk, text fields in memory, both bounded, nothing left behind."""
 
-import errno
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
-from gateway.errors import StorageFull, UnsupportedContentType
+from gateway.errors import UnsupportedContentType
 from gateway.state import State
-from handlers.errors import InvalidRequest
+from handlers.errors import NO_SPACE, InvalidRequest, StorageFull
 
 MAX_FIELDS = 128
 MAX_FIELD_BYTES = 64 * 1024
-
-# The disk, the user's share of it, and the largest file that the process may write.
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @asynccontextmanager
@@ -38,7 +34,9 @@ async def multipart(request: Request[State]) -> AsyncIterator[FormData]:
         # Not `await form.close()`: that goes through a thread, and a cancelled request would be cancelled there again.
         for _, value in form.multi_items():
             if isinstance(value, UploadFile):
-                value.file.close()
+                # What did not fit on the disk is written again when the file is closed, which fails again, but closes.
+                with suppress(OSError):
+                    value.file.close()
 
 
 def uploaded_file(form: FormData) -> UploadFile:
@@ -80,6 +78,6 @@ async def _read_form(request: Request[State]) -> FormData:
         )
         raise InvalidRequest(message) from None
     except OSError as exc:
-        if exc.errno not in _NO_SPACE:
+        if exc.errno not in NO_SPACE:
             raise
         raise StorageFull from exc

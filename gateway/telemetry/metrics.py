@@ -9,7 +9,7 @@ from typing import Literal
 
 from starlette.routing import Route
 
-from batching.stats import BatchStats, GenerationStats, HistogramStats, Outcome
+from batching.stats import BatchStats, GenerationStats, HistogramStats
 from batching.worker import Worker
 from gateway.telemetry.logging import dropped_records
 from gateway.telemetry.requests import RequestMetrics
@@ -18,7 +18,7 @@ from handlers.registry import Registry
 from handlers.stats import CacheStats, ModelStats
 
 Number = float | HistogramStats
-ByOutcome = Mapping[Outcome, int]
+Labelled = Mapping[tuple[str, ...], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +143,12 @@ _READY = Family("gateway_model_ready", "gauge", ("model", "task"), "1 once the m
 
 @dataclass(frozen=True, slots=True)
 class _OfModel:
-    """read: the family's value for one model; None if it has none, a mapping if there is one for each outcome."""
+    """read: the family's value for one model; None if it has none, a mapping if it has more labels than the model."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
-    read: Callable[[ModelStats], Number | ByOutcome | None]
+    read: Callable[[ModelStats], Number | Labelled | None]
     labels: tuple[str, ...] = ("model",)
 
     @property
@@ -159,14 +159,19 @@ class _OfModel:
         match self.read(stats):
             case None:
                 return
-            case Mapping() as by_outcome:
-                yield from (((id, outcome), count) for outcome, count in by_outcome.items())
+            case Mapping() as labelled:
+                yield from (((id, *labels), count) for labels, count in labelled.items())
             case value:
                 yield (id,), value
 
 
-def _batches(read: Callable[[BatchStats], Number | ByOutcome]) -> Callable[[ModelStats], Number | ByOutcome]:
+def _batches(read: Callable[[BatchStats], Number | Labelled]) -> Callable[[ModelStats], Number | Labelled]:
     return lambda stats: read(stats.batches)
+
+
+def _restarts(stats: ModelStats) -> Labelled:
+    processes = stats.processes.items()
+    return {(role, reason): count for role, process in processes for reason, count in process.restarts.items()}
 
 
 def _generation(read: Callable[[GenerationStats], Number]) -> Callable[[ModelStats], Number | None]:
@@ -221,8 +226,16 @@ _OF_MODELS = (
         "counter",
         "Jobs by how they ended: completed, rejected (for what they asked), cancelled (nobody waited any more), "
         "expired (past the deadline), out_of_memory, failed, stopped (with the process).",
-        _batches(lambda it: it.outcomes),
+        _batches(lambda it: {(outcome,): count for outcome, count in it.outcomes.items()}),
         labels=("model", "outcome"),
+    ),
+    _OfModel(
+        "gateway_process_restarts_total",
+        "counter",
+        "How often a model's process (engine, files) was started again: crashed, or killed with a call that nobody "
+        "waited for any more.",
+        _restarts,
+        labels=("model", "process", "reason"),
     ),
     _OfModel(
         "gateway_preemptions_total",

@@ -143,7 +143,7 @@ class WhisperHandler:
         return ModelStats(
             replace(batches, waiting_cost=waiting, refused=batches.refused + self._admission.refused),
             audio_seconds=self._audio_seconds,
-            broken=next((process.broken for process in self._processes if process.broken), None),
+            processes={process.role: process.stats() for process in self._processes},
         )
 
     async def open(self, request: TranscriptionRequest, caller: Caller) -> FileTranscription:

@@ -3,7 +3,7 @@
 import itertools
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from io import UnsupportedOperation
 from pathlib import Path
 from shutil import copyfileobj
@@ -12,9 +12,10 @@ from typing import BinaryIO
 from batching.errors import BatchingError, ProcessDied
 from batching.process import ProcessWorker
 from batching.restarts import Restarts
+from batching.stats import ProcessStats
 from batching.worker import Worker
 from handlers.audio.containers import undecodable
-from handlers.errors import InvalidRequest, ModelLoadError
+from handlers.errors import NO_SPACE, InvalidRequest, ModelLoadError, StorageFull
 from handlers.spec import ModelSpec
 from handlers.transcription.engine import EngineFacts, Heard, Window
 from handlers.transcription.types import VoiceActivity
@@ -35,15 +36,14 @@ _LONGEST_PAUSE = 1.0
 class IsolatedEngine:
     """As handlers.transcription.engine.Engine, in a process. factory: of a handlers.transcription.child.Transcriber."""
 
+    role = "engine"
     facts: EngineFacts
 
     def __init__(self, spec: ModelSpec, folder: Path, *, factory: str = ENGINE_FACTORY) -> None:
         self._process = _process(spec.id, factory, {"spec": send_spec(spec), "folder": str(folder)})
 
-    @property
-    def broken(self) -> str | None:
-        """Why it cannot be used any more."""
-        return self._process.broken
+    def stats(self) -> ProcessStats:
+        return self._process.stats()
 
     async def start(self) -> None:
         """Raises ModelLoadError."""
@@ -64,16 +64,16 @@ class IsolatedFiles:
     max_seconds: of the longest file. factory: of a `handlers.transcription.child.Reader`.
     """
 
+    role = "files"
+
     def __init__(self, spec: ModelSpec, folder: Path, max_seconds: float, *, factory: str = FILES_FACTORY) -> None:
         arguments = {"spec": send_spec(spec), "folder": str(folder), "max_seconds": max_seconds}
         self._process = _process(f"{spec.id} files", factory, arguments)
         self._disk = Worker(f"{spec.id} uploads")
         self._numbers = itertools.count()
 
-    @property
-    def broken(self) -> str | None:
-        """Why it cannot be used any more."""
-        return self._process.broken
+    def stats(self) -> ProcessStats:
+        return self._process.stats()
 
     async def start(self) -> None:
         """Raises ModelLoadError."""
@@ -86,7 +86,7 @@ class IsolatedFiles:
         return count
 
     async def open(self, file: BinaryIO, activity: VoiceActivity, window_seconds: float) -> "IsolatedReading":
-        """A file that is in memory goes to disk."""
+        """A file that is in memory goes to disk. Raises StorageFull."""
         if file.closed:
             raise InvalidRequest("The file was closed before it was read.", "file")
         on_disk = await self._disk.run(_on_disk, file)
@@ -159,13 +159,25 @@ async def _start(process: ProcessWorker) -> None:
 
 
 def _on_disk(file: BinaryIO) -> BinaryIO:
-    """The file itself if it has a descriptor, which a spooled one gets now; else a copy."""
+    """The file itself if it has a descriptor, which a spooled one gets now; else a copy. Raises StorageFull."""
+    try:
+        return _with_descriptor(file)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise StorageFull from error
+
+
+def _with_descriptor(file: BinaryIO) -> BinaryIO:
     try:
         file.fileno()
+        file.flush()
     except UnsupportedOperation:
-        copy: BinaryIO = tempfile.TemporaryFile()
-        file.seek(0)
-        copyfileobj(file, copy)
-        copy.flush()
+        with ExitStack() as on_failure:
+            copy: BinaryIO = on_failure.enter_context(tempfile.TemporaryFile())
+            file.seek(0)
+            copyfileobj(file, copy)
+            copy.flush()
+            on_failure.pop_all()
         return copy
     return file

@@ -19,7 +19,6 @@ from gateway.errors import (
     BodyTooLarge,
     ClientDisconnected,
     RateLimited,
-    StorageFull,
     Unauthorized,
     UnsupportedContentType,
     error_event,
@@ -28,7 +27,7 @@ from gateway.errors import (
     to_api_error,
 )
 from gateway.telemetry.context import request_id_var
-from handlers.errors import InvalidRequest, ModelLoading, ModelNotFound, TooLarge, UnsupportedMedia
+from handlers.errors import InvalidRequest, ModelLoading, ModelNotFound, StorageFull, TooLarge, UnsupportedMedia
 from proxy.errors import UnsafePath, UpstreamTimeout, UpstreamUnreachable
 from tests.gateway.raw_client import RawClient
 

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
 from batching.job import Job
-from batching.stats import GenerationStats, Histogram
+from batching.stats import GenerationStats, Histogram, ProcessStats, Restart
 from gateway.app import create_app
 from gateway.middleware.access_log import AccessLog
 from gateway.routes import metrics_routes, routes, upstream_routes
@@ -194,7 +194,9 @@ async def test_what_a_batch_loop_does_is_told_as_it_is_at_that_moment() -> None:
 async def test_every_documented_metric_can_be_had_and_no_other() -> None:
     empty = Histogram((1.0,)).stats()
     done = ModelStats(
-        replace(IDLE, generation=GenerationStats(7, 1, empty, empty)), 3, 2, 1.5, CacheStats(5, 6, 7, 800)
+        replace(IDLE, generation=GenerationStats(7, 1, empty, empty)),
+        *(3, 2, 1.5, CacheStats(5, 6, 7, 800)),
+        processes={"engine": ProcessStats(True, {Restart.CRASHED: 4, Restart.KILLED: 9})},
     )
     async with client_of(create_app(Settings(models="none"), handlers=[Watched(done)])) as client:
         await until_ready(client)
@@ -209,6 +211,9 @@ async def test_every_documented_metric_can_be_had_and_no_other() -> None:
     now = parsed(text)
     assert [now[series(f"embeddings_cache_{name}", model="org/chat")] for name in ("hits_total", "bytes")] == [5, 800]
     assert now[series("audio_seconds_total", model="org/chat")] == 1.5
+    restarts = {"model": "org/chat", "process": "engine"}
+    assert now[series("process_restarts_total", reason="crashed", **restarts)] == 4
+    assert now[series("process_restarts_total", reason="killed", **restarts)] == 9
 
 
 async def test_while_models_load_it_says_so_and_asks_them_nothing() -> None:
