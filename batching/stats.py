@@ -70,7 +70,7 @@ class Histogram:
 
 
 class Restart(StrEnum):
-    """Why a process was started again: it ended by itself, or was killed with a call that nobody waited for any more."""
+    """Why a process was started again: it ended by itself, or was killed with a call that nobody waited for."""
 
     CRASHED = "crashed"
     KILLED = "killed"

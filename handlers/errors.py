@@ -1,6 +1,5 @@
 """What a handler says no with. Only gateway/errors.py knows which HTTP status each becomes."""
 
-
 import errno
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

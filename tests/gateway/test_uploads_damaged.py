@@ -23,10 +23,10 @@ from handlers.audio.waveform import Waveform
 from handlers.sources import fetch
 from handlers.starter import SPEECH_SAMPLES
 from tests.clients.live import LiveServer, live_server
-from tests.gateway.processes import Memory, descriptors, family, forget_peak, memory
 from tests.gateway.test_metrics import parsed
 from tests.handlers.audio_files import CONTAINERS, damaged, encoded
 from tests.handlers.test_transcription_ctc import save
+from tests.processes import Memory, descriptors, family, forget_peak, memory
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.models]
 
@@ -141,6 +141,6 @@ async def test_damaged_uploads_are_text_or_a_refusal_and_leave_nothing_behind(
             assert after[name].resident < before[name].resident + SETTLED_BYTES
             assert after[name].peak < before[name].resident + PEAK_BYTES
         assert os.listdir(uploads) == files
-        assert descriptors(server.pid) == opened
+        assert descriptors(server.pid) <= opened + CLIENTS
         assert metrics["gateway_queue_jobs"] == metrics["gateway_running_jobs"] == 0
         assert metrics["gateway_http_requests_in_flight"] == 1  # the one that asks

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -225,6 +227,36 @@ async def test_who_leaves_while_a_decoder_hangs_has_it_killed(tmp_path: Path, fi
         await files_latch.connected()
         assert (await transcript(handler, 2)).text == "2"
         assert handler._admission.files == 0
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from tests.handlers.test_transcription_isolated import handler_for
+
+async def main():
+    await handler_for(Path(sys.argv[1])).load()
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def started(program: str, *arguments: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", program, *arguments])
+
+
+async def test_a_gateway_that_is_killed_takes_both_processes_along(
+    tmp_path: Path, latch: ChildLatch, files_latch: ChildLatch
+) -> None:
+    with started(PARENT, str(tmp_path)) as gateway:
+        try:
+            await latch.connected()
+            await files_latch.connected()
+        finally:
+            gateway.kill()
+    await latch.ended()
+    await files_latch.ended()
 
 
 async def test_a_draining_handler_waits_for_its_process(tmp_path: Path, latch: ChildLatch) -> None:
