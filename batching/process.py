@@ -286,12 +286,15 @@ class ProcessWorker:
             self._restarted[reason] += 1
             await asyncio.sleep(pause)
             try:
-                return await self._launch()
+                child = await self._launch()
             except Exception:  # a start that fails is a crash, whatever the reason
                 logger.exception("%s: its process could not be started again", self.name)
-                pause = self._restarts.crashed(asyncio.get_running_loop().time())
+                pause = self._restarts.failed_to_start(asyncio.get_running_loop().time())
                 reason = Restart.CRASHED
-        self.broken = f"{self.name}: its process ended {self._restarts.most} times within {self._restarts.window:g} s"
+            else:
+                self._restarts.started()
+                return child
+        self.broken = f"{self.name}: its process ended {self._restarts.most} times in a row"
         logger.error("%s; it is not started again", self.broken)
         self._fail_all(ProcessBroken(self.broken))
         return None

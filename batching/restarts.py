@@ -5,7 +5,8 @@ class Restarts:
     """After a crash, `first` seconds of pause, doubled with each further one up to `longest`.
 
     An answered call, or a `window` without a crash, makes the next one the first again. `most` crashes within one
-    window, without an answer between them, are a crash loop. All times in seconds.
+    window, without an answer between them, are a crash loop, and so are `most` starts that fail one after the other,
+    however long each takes. All times in seconds.
     """
 
     def __init__(self, *, first: float = 0.1, longest: float = 10.0, most: int = 5, window: float = 60.0) -> None:
@@ -15,10 +16,20 @@ class Restarts:
         self.window = window
         self._crashes: list[float] = []
         self._in_a_row = 0
+        self._failed_starts = 0
 
     def answered(self) -> None:
         """The process does its work: if it dies of the next call, that is the call's fault."""
         self._crashes.clear()
+
+    def started(self) -> None:
+        self._failed_starts = 0
+
+    def failed_to_start(self, now: float) -> float | None:
+        """As `crashed`."""
+        self._failed_starts += 1
+        pause = self.crashed(now)
+        return None if self._failed_starts >= self.most else pause
 
     def crashed(self, now: float) -> float | None:
         """The seconds to wait before the next start, or None to give up."""

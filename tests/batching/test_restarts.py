@@ -32,3 +32,18 @@ def test_an_answer_between_two_crashes_makes_the_later_one_the_first() -> None:
         restarts.answered()
     assert restarts.crashed(1.0) == pytest.approx(0.1)
     assert restarts.crashed(1.0) is None
+
+
+def test_starts_that_fail_slowly_are_the_end_too() -> None:
+    """A large model takes longer to load than five times within a minute."""
+    restarts = Restarts()
+    assert restarts.crashed(0.0) is not None
+    assert [restarts.failed_to_start(30.0 * n) is None for n in range(1, 6)] == [False] * 4 + [True]
+
+
+def test_a_start_that_succeeds_forgets_those_that_failed() -> None:
+    restarts = Restarts()
+    for n in range(100):
+        assert restarts.failed_to_start(30.0 * n) is not None
+        if n % 4 == 3:
+            restarts.started()
