@@ -34,7 +34,7 @@ def starter_server(**settings: str) -> Iterator[str]:
 
 
 @contextmanager
-def live_server(environ: Mapping[str, str] = MappingProxyType({}), **settings: str) -> Iterator[LiveServer]:
+def live_server(environ: Mapping[str, str] = MappingProxyType({}), /, **settings: str) -> Iterator[LiveServer]:
     """`gateway serve` with these settings and the starter models, unless they name others, as `starter_server`."""
     gateway = {f"GATEWAY_{name.upper()}": value for name, value in settings.items()}
     environ = {**os.environ, **gateway, **environ}

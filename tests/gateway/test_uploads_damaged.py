@@ -24,7 +24,8 @@ from handlers.sources import fetch
 from handlers.starter import SPEECH_SAMPLES
 from tests.clients.live import LiveServer, live_server
 from tests.gateway.test_metrics import parsed
-from tests.handlers.audio_files import CONTAINERS, damaged, encoded
+from tests.handlers.audio_files import CONTAINERS, damaged, encoded, sweep
+from tests.handlers.test_audio_blocks import hours_of_silence
 from tests.handlers.test_transcription_ctc import save
 from tests.processes import Memory, descriptors, family, forget_peak, memory
 
@@ -32,6 +33,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.models]
 
 logger = logging.getLogger(__name__)
 
+URL = "/v1/audio/transcriptions"
 FILES = 1_000
 CLIENTS = 8
 SETTLED_BYTES = 50_000_000
@@ -80,7 +82,7 @@ class Client:
     async def send(self, data: bytes) -> str:
         """The text, or none for a file that was refused."""
         upload = {"file": ("a.wav", BytesIO(data), "audio/wav")}
-        reply = await self._http.post("/v1/audio/transcriptions", data={"model": "tiny"}, files=upload)
+        reply = await self._http.post(URL, data={"model": "tiny"}, files=upload)
         self.statuses[reply.status_code] += 1
         if reply.status_code == 200:
             text: str = reply.json()["text"]
@@ -144,3 +146,23 @@ async def test_damaged_uploads_are_text_or_a_refusal_and_leave_nothing_behind(
         assert descriptors(server.pid) <= opened + CLIENTS
         assert metrics["gateway_queue_jobs"] == metrics["gateway_running_jobs"] == 0
         assert metrics["gateway_http_requests_in_flight"] == 1  # the one that asks
+
+
+@pytest.mark.parametrize("kind", ["flac", "mp3", "ogg", "opus"])
+async def test_hours_of_silence_as_large_as_an_upload_may_be_take_little_memory(kind: str, server: LiveServer) -> None:
+    bomb = hours_of_silence(kind)
+    async with httpx2.AsyncClient(base_url=server.url.removesuffix("/v1"), timeout=120) as http:
+        await Client(http).send(encoded(kind, sweep(1)))
+        processes = family(server.pid)
+        before = {name: memory(pid) for name, pid in processes.items()}
+        for pid in processes.values():
+            forget_peak(pid)
+        started = time.monotonic()
+        refused = await http.post(URL, data={"model": "tiny"}, files={"file": ("a.wav", bomb)})
+        seconds = time.monotonic() - started
+        after = {name: memory(pid) for name, pid in processes.items()}
+    logger.info("%s: %d in %.2f s; %s", kind, refused.status_code, seconds, megabytes(before, after))
+    assert refused.status_code == 413
+    assert "longer than 3600 seconds" in refused.json()["error"]["message"]
+    for name in processes:
+        assert after[name].peak < before[name].resident + SETTLED_BYTES
