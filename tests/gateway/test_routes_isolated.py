@@ -72,7 +72,7 @@ async def test_a_process_that_is_given_up_is_no_longer_ready(tmp_path: Path, mon
         assert await readiness(client) == (503, told("broken", "broken"))
 
 
-@pytest.mark.parametrize("seconds", [2, 40], ids=["in memory", "on disk"])
+@pytest.mark.parametrize("seconds", [0.1, 2, 40], ids=["in a buffer", "in memory", "on disk"])
 async def test_a_full_disk_is_a_503_and_the_next_file_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
@@ -80,7 +80,7 @@ async def test_a_full_disk_is_a_503_and_the_next_file_is_taken(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     async with serving(tmp_path) as handler, client_of(handler) as client:
         here, opened = os.listdir(tmp_path), len(os.listdir("/dev/fd"))
-        with files_up_to(10_000):
+        with files_up_to(1_000):
             full = await send(client, seconds)
         assert (full.status_code, full.json()["error"]["code"]) == (503, "storage_full")
         assert full.headers["retry-after"] == "30"
