@@ -5,10 +5,10 @@ model; the converted copy loads in a second.
 """
 
 import logging
-import os
 import shutil
-import tempfile
 from pathlib import Path
+
+from filelock import FileLock
 
 from handlers.errors import ModelLoadError
 
@@ -25,8 +25,8 @@ def needs_conversion(folder: Path) -> bool:
 def prepare(folder: Path) -> Path:
     """The folder to load from: itself, or the converted copy inside it, made now if need be. Raises ModelLoadError.
 
-    The copy is written beside its final name and renamed, so an interrupted conversion leaves nothing half done, and of
-    two processes at once the first wins.
+    The copy is written beside its final name and renamed, so an interrupted conversion leaves nothing half done. Of two
+    processes at once, the second waits for the first.
     """
     source = _gguf_file(folder)
     if source is None:
@@ -46,25 +46,34 @@ def _gguf_file(folder: Path) -> Path | None:
 
 
 def _convert(source: Path, target: Path) -> None:
+    """In a folder aside, of which one process at a time makes use: what it finds there is of one that was killed."""
+    aside = source.parent / f".{target.name}.partial"
+    try:
+        with FileLock(source.parent / f".{target.name}.lock"):
+            if target.is_dir():
+                logger.info("another process has converted %s", source.name)
+                return
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            try:
+                _write(source, aside)
+                aside.rename(target)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelLoadError(f"{source} cannot be converted; fetch it again or use safetensors weights") from error
+
+
+def _write(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=source.parent))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.parent,
-            gguf_file=source.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16,
-        )
-        tokenizer.save_pretrained(temporary)
-        model.save_pretrained(temporary)
-        os.rename(temporary, target)
-    except FileExistsError:
-        logger.info("another process converted %s first", source.name)
-    except (OSError, ValueError, KeyError) as error:
-        if not target.is_dir():
-            raise ModelLoadError(f"{source} cannot be converted; fetch it again or use safetensors weights") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
