@@ -103,9 +103,12 @@ class FileTranscription:
                 yield self._segments[-1]
 
     async def _fill(self) -> None:
-        """Have enough windows under way. While the language is unknown, that is the first one: it tells it."""
+        """Have enough windows under way, unless the next answer is there: reading on would hold it back.
+
+        While the language is unknown, the first one is enough: it tells it.
+        """
         while len(self._read) < self._most_read:
-            if self._read and self._options.language is None:
+            if self._read and (self._options.language is None or self._read[0][1].done()):
                 return
             if self._unsent:
                 self._send(self._unsent.popleft())

@@ -1,5 +1,6 @@
 """The handler with an engine that waits for a latch: order, sharing, bounds, leaving."""
 
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -172,6 +173,35 @@ async def test_a_file_keeps_few_windows_in_memory_however_long_it_is() -> None:
             await anyio.wait_all_tasks_blocked()
             assert opened.transcript().duration <= 120
             engine.latch.set()
+
+
+async def test_what_is_heard_is_told_before_more_is_read() -> None:
+    class Gated(EverythingIsSpeech):
+        """Listens to the first half minute, and to more when the gate is open."""
+
+        def __init__(self) -> None:
+            self.gate = threading.Event()
+            self.frames = 0
+
+        def run(self, outputs: None, inputs: dict[str, object]) -> list[object]:
+            self.frames += len(np.asarray(inputs["input"]))
+            if self.frames * 512 > 31 * SAMPLE_RATE:
+                self.gate.wait()
+            return super().run(outputs, inputs)
+
+    engine, voices = FakeEngine(SHORT_WINDOWS), Gated()
+    read: list[float] = []
+
+    async def listen() -> None:
+        async for _ in opened:
+            read.append(opened.transcript().duration)
+
+    async with serving(engine, voices=voices) as handler, await handler.open(ask(200), Caller()) as opened:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen)
+            await until(lambda: handler.stats().batches.outcomes[Outcome.COMPLETED] >= 2)
+            voices.gate.set()
+    assert read[0] < 85 < read[-1] == 200
 
 
 async def test_who_comes_while_a_long_file_runs_waits_for_one_batch_only() -> None:
