@@ -110,6 +110,9 @@ def set_library_defaults(settings: Settings, environ: MutableMapping[str, str]) 
     """What the model libraries read from the environment as they are imported; what is set already stays."""
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # What is served here is nobody else's business; onnxruntime tells its maker unless it is told not to.
+    environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if settings.threads is not None:
         environ["OMP_NUM_THREADS"] = str(settings.threads)
         environ["NUMBA_NUM_THREADS"] = str(settings.threads)

@@ -5,6 +5,9 @@ import os
 # Before torch is imported: a tiny model gains nothing from a second thread and loses much where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Before onnxruntime is imported: it would tell its maker of every model that it opens.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from pathlib import Path
 
 import pytest

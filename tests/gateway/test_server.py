@@ -126,7 +126,12 @@ def test_the_libraries_are_kept_quiet_but_the_users_own_choice_stays() -> None:
 
     set_library_defaults(SETTINGS, environ)
 
-    assert environ == {"TOKENIZERS_PARALLELISM": "true", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+    assert environ == {
+        "TOKENIZERS_PARALLELISM": "true",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
 
 
 def test_threads_and_offline_mode_reach_the_libraries() -> None:
