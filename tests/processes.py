@@ -1,7 +1,10 @@
 """What the system tells of running processes. Linux."""
 
+import os
 import re
-from collections.abc import Iterator
+import select
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +18,12 @@ class Memory(NamedTuple):
 
 def family(pid: int) -> dict[str, int]:
     """The process and its children, by what a child is called in its command line; the parent is "server"."""
-    return {"server": pid, **{_name(child): child for child in _children(pid)}}
+    return {"server": pid, **children(pid)}
+
+
+def children(pid: int) -> dict[str, int]:
+    """Those alone, by their names; none of a process that is gone."""
+    return {_name(child): child for child in _children(pid)}
 
 
 def memory(pid: int) -> Memory:
@@ -32,9 +40,21 @@ def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
+@contextmanager
+def watched(pid: int) -> Iterator[Callable[[float], bool]]:
+    """Tells whether that process, of whoever, is gone, or is so within the given seconds."""
+    descriptor = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    try:
+        yield lambda seconds: bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(descriptor)
+
+
 def _children(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        yield from map(int, (task / "children").read_text().split())
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        yield from map(int, children.read_text().split())
 
 
 def _name(pid: int) -> str:
