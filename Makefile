@@ -10,6 +10,8 @@ PIP_VERSION := 26.3
 HOST ?=
 PORT ?=
 TESTS ?=
+# The whole suite in several processes; what TESTS names runs in one.
+IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -29,7 +31,7 @@ serve: install  ## Serve on 127.0.0.1:8000, or on HOST and PORT
 
 test: install-dev  ## Fetch what the tests need and run them; TESTS="tests/batching -x" goes to pytest
 	@$(BIN)/gateway pull --tests
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest $(or $(TESTS),$(IN_PARALLEL))
 
 check: install-dev  ## Check formatting, lint and types
 	@$(BIN)/ruff format --check

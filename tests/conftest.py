@@ -1,4 +1,4 @@
-"""Fixtures that more than one package's tests share."""
+"""What all tests share: how they run, and fixtures."""
 
 import os
 
@@ -8,11 +8,28 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before onnxruntime is imported: it would tell its maker of every model that it opens.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gateway.settings import Settings
+
+# The same examples every time, and no look at the wall clock.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+
+_CLIENTS = Path(__file__).parent / "clients"
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Where tests run in several processes, a module has one, and so have all clients, which share a server."""
+    for item in items:
+        shares = _CLIENTS if _CLIENTS in item.path.parents else item.path
+        item.add_marker(pytest.mark.xdist_group(str(shares)))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from gateway.schemas import parameters
 from gateway.schemas.verdicts import Parameters
 from tests.gateway.fakes import FakeChat, FakeEmbeddings, FakeReranker, FakeSpeech, FakeTranscription, app
 
-fuzzed = settings(max_examples=200, deadline=None)
+fuzzed = settings(max_examples=200)
 
 TEXT = st.text(max_size=8)
 SCALARS = (

@@ -66,7 +66,7 @@ def test_the_oldest_has_half_and_the_shortest_the_rest(remaining: list[int], bud
     assert allot(remaining, budget) == shares
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=8), st.integers(1, 512))
 def test_shares_are_never_too_large_and_leave_nothing_unused(remaining: list[int], budget: int) -> None:
     shares = allot(remaining, budget)

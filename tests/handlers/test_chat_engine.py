@@ -449,7 +449,7 @@ def histories(draw: st.DrawFn) -> list[tuple[list[tuple[int, int]], list[int]]]:
 SHARED = [[*range(i, i + length)] for i, length in enumerate((1, 3, 31, 32, 33, 64, 120, 129))]
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@settings(max_examples=120)
 @given(histories(), st.sampled_from([0, 600, 1 << 20]), st.sampled_from([1, 7, 512]))
 def test_in_any_order_every_row_is_as_if_alone_and_nothing_stays(
     history: Sequence[tuple[list[tuple[int, int]], list[int]]], prefix_cache_bytes: int, most: int

@@ -311,7 +311,7 @@ SCHEMAS = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SCHEMAS, st.integers(0, 2**32))
 def test_whatever_is_drawn_under_the_mask_fits_the_schema(value: Any, seed: int) -> None:
     text, ended = sample(COMPILER.compile(schema(value)), seed)
@@ -346,7 +346,7 @@ def calls_of(form: ToolFormat, text: str) -> tuple[str, list[tuple[str, str]]]:
     return "".join(part[0] for part in parts), found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(FORMATS), st.booleans(), st.integers(0, 2**32))
 def test_forced_calls_parse_back_and_fit_their_schemas(form: ToolFormat, parallel: bool, seed: int) -> None:
     text, ended = sample(COMPILER.compile_tools(form, TOOLS, ToolChoice("required"), parallel), seed)

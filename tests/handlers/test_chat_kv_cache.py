@@ -110,7 +110,7 @@ def test_a_row_brings_nothing_of_its_place_with_it() -> None:
     assert not bucket.slab[:, :, :2].isnan().any()
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.sampled_from("add grow remove".split()), st.integers(0, 20), st.integers(1, 200))))
 def test_in_any_order_rows_keep_their_own(changes: list[tuple[str, int, int]]) -> None:
     cache = KVCache(SHAPE)

@@ -74,7 +74,7 @@ def test_bytes_by_name_become_their_character() -> None:
     assert pieces(FALLBACK, euro) == ["", "", "€", ""]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 @given(st.text(max_size=20))
 def test_any_text_comes_out_as_it_went_in(text: str) -> None:
     assert "".join(pieces(BYTES, BYTES.encode(text).ids)) == text

@@ -86,7 +86,7 @@ def assert_alike(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert cosine >= 0.99999
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20)
 @given(st.lists(few_texts, min_size=1, max_size=6), limits, cache_bytes)
 async def test_neither_batch_nor_order_nor_cache_changes_a_vector(
     folder: Path, alone: dict[str, np.ndarray], requests: list[list[str]], limits: Limits, kept: int
@@ -103,7 +103,7 @@ async def test_neither_batch_nor_order_nor_cache_changes_a_vector(
                 assert_alike(vector, alone[text])
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20)
 @given(
     st.lists(st.tuples(few_texts, st.sampled_from([None, BROKEN, OVERLONG])), min_size=2, max_size=6),
     limits,

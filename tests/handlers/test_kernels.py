@@ -76,7 +76,7 @@ def test_a_product_goes_to_a_part_of_a_larger_array() -> None:
     assert not out[:, :16].any() and not out[:, 32:].any()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=40))
 def test_exponentials(values: list[float]) -> None:
     x = np.array(values, np.float32)

@@ -187,7 +187,7 @@ def any_packing(folder: Path) -> tuple[Reference, Callable[[int], Reranker], Pai
 TEXT = st.lists(st.sampled_from(WORDS[4:]), min_size=1, max_size=12).map(" ".join)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     requests=st.lists(st.tuples(TEXT, st.lists(TEXT, min_size=1, max_size=5)), min_size=1, max_size=3),
     order=st.randoms(use_true_random=False),

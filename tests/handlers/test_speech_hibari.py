@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching.job import Caller
@@ -124,7 +124,7 @@ def test_odd_texts_are_spoken(engine: HibariEngine, text: str) -> None:
 
 
 @pytest.mark.models
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15)
 @given(st.text(st.characters(exclude_categories=["Cs", "Co", "Cn"]), max_size=40))
 def test_any_text_is_spoken_whole(engine: HibariEngine, text: str) -> None:
     for sentence in engine.prepare(text).sentences:
@@ -134,7 +134,7 @@ def test_any_text_is_spoken_whole(engine: HibariEngine, text: str) -> None:
 
 
 @pytest.mark.models
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15)
 @given(st.text("0123456789.,$€£%/:-#+ap mkKMx'\"()", min_size=1, max_size=30))
 def test_numbers_and_signs_in_any_order_are_spoken(engine: HibariEngine, text: str) -> None:
     for sentence in engine.prepare(text).sentences:

@@ -66,7 +66,7 @@ def hear(engine: WhisperEngine, batch: list[Window]) -> list[Heard]:
     return answers
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@settings(max_examples=6)
 @given(orders, cuts)
 def test_neither_order_nor_company_changes_what_is_heard(
     engine: WhisperEngine, windows: list[Window], alone: list[Heard], order: list[int], cuts: set[int]
