@@ -21,6 +21,10 @@ from handlers.audio.waveform import Waveform
 from handlers.errors import InvalidRequest, TooLarge
 
 SAMPLE_RATE = 16_000
+"""Of what is read, in Hz."""
+
+# 40 dB beyond full scale. All beyond it is clipped in the end, but the largest floats would overflow in the resampler.
+_LOUDEST = 100.0
 
 _READERS: Mapping[Container, Callable[[BinaryIO, float], AbstractContextManager[Reader]]] = MappingProxyType(
     {
@@ -106,7 +110,7 @@ def _mixed(block: Block) -> Waveform:
         mixed: Waveform = reduce(np.add, channels) / np.float32(len(channels))
     if not np.isfinite(mixed).all():
         raise InvalidRequest("The audio has samples that are not numbers (NaN or infinity).", "file")
-    return mixed
+    return mixed.clip(-_LOUDEST, _LOUDEST)
 
 
 def _resampled(waveforms: Iterator[Waveform], sample_rate: int) -> Iterator[Waveform]:

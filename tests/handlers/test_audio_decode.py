@@ -274,6 +274,15 @@ def test_samples_beyond_full_scale_are_clipped() -> None:
     np.testing.assert_array_equal(waveform, 1)
 
 
+def test_samples_as_large_as_a_float_can_be_are_clipped_where_they_are() -> None:
+    samples = np.zeros(44_100, np.float32)
+    samples[1000:1010] = np.finfo(np.float32).max
+    waveform = decode(sound_file(samples, 44_100, subtype="FLOAT"), max_seconds=60)
+    assert np.isfinite(waveform).all()
+    assert waveform[363:367].max() == 1
+    assert waveform[8000:] == pytest.approx(0, abs=0.01)
+
+
 @pytest.mark.parametrize(("rate", "channels", "complaint"), [(1, 1, "sample rate of 1 Hz"), (8_000, 64, "64 channels")])
 def test_rates_and_channels_that_blow_a_file_up_are_refused(rate: int, channels: int, complaint: str) -> None:
     with pytest.raises(InvalidRequest, match=complaint) as refused:
