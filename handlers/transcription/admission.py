@@ -13,31 +13,43 @@ class Admission:
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
-        self.files = 0
-        self.seconds = 0.0
         self.refused = 0
         self.closed = False
         self.pace = Pace()
         self._limits = limits
+        self._places: set[Place] = set()
 
-    def check_room(self, seconds: float = 0.0) -> None:
-        """Raises QueueFull or ShuttingDown if one more file of that length may not wait.
+    @property
+    def files(self) -> int:
+        return len(self._places)
 
-        Where nobody is, a file of any length may: above the bound, it would be told to retry for ever.
-        """
-        if self.closed:
-            raise ShuttingDown(f"{self.name} is shutting down")
-        if not self.files:
-            return
-        if self.files >= self._limits.max_queue_size:
-            raise self._full(self._limits.max_queue_size, "requests")
-        if self.seconds + seconds > self._limits.max_queue_cost:
-            raise self._full(self._limits.max_queue_cost, "seconds of audio")
+    @property
+    def seconds(self) -> float:
+        """Measured, and still to be transcribed."""
+        return sum(place.seconds for place in self._places)
 
     def admit(self) -> "Place":
         """Raises QueueFull or ShuttingDown."""
-        self.check_room()
-        return Place(self)
+        if self.closed:
+            raise ShuttingDown(f"{self.name} is shutting down")
+        if self.files >= self._limits.max_queue_size:
+            raise self._full(self._limits.max_queue_size, "requests")
+        if self.seconds > self._limits.max_queue_cost:
+            raise self._full(self._limits.max_queue_cost, "seconds of audio")
+        place = Place(self)
+        self._places.add(place)
+        return place
+
+    def check_length(self, seconds: float) -> None:
+        """Raises QueueFull if the files that are open leave no room for one more of that length.
+
+        Where no other is, a file of any length may be: above the bound, it would be told to retry for ever.
+        """
+        if self.files > 1 and self.seconds + seconds > self._limits.max_queue_cost:
+            raise self._full(self._limits.max_queue_cost, "seconds of audio")
+
+    def remove(self, place: "Place") -> None:
+        self._places.discard(place)
 
     def _full(self, limit: int, unit: str) -> QueueFull:
         self.refused += 1
@@ -45,31 +57,20 @@ class Admission:
 
 
 class Place:
-    """One file's. It is given back once, however often that is asked for."""
+    """One file's. seconds: of it that are not transcribed yet; 0 before it is measured."""
 
     def __init__(self, admission: Admission) -> None:
+        self.seconds = 0.0
         self._admission = admission
-        self._seconds = 0.0
-        self._held = True
-        admission.files += 1
 
     def measured(self, seconds: float) -> None:
-        """The file is that long. Raises QueueFull or ShuttingDown."""
-        self._admission.files -= 1
-        try:
-            self._admission.check_room(seconds)
-        finally:
-            self._admission.files += 1
-        self._seconds = seconds
-        self._admission.seconds += seconds
+        """The file is that long. Raises QueueFull."""
+        self._admission.check_length(seconds)
+        self.seconds = seconds
 
     def transcribed(self, seconds: float) -> None:
-        done = min(seconds, self._seconds)
-        self._seconds -= done
-        self._admission.seconds -= done
+        self.seconds = max(0.0, self.seconds - seconds)
 
     def release(self) -> None:
-        if self._held:
-            self._held = False
-            self.transcribed(self._seconds)
-            self._admission.files -= 1
+        """Give it back; may be called again."""
+        self._admission.remove(self)

@@ -150,7 +150,6 @@ class WhisperHandler:
         """As TranscriptionHandler.open. The file is measured, and its first half minute read."""
         options = self._options(request)
         self._refuse_impossible(request)
-        self._batcher.check_room()
         place = self._admission.admit()
         try:
             with self._batcher.place(caller):
@@ -186,6 +185,7 @@ class WhisperHandler:
             options,
             caller,
             batcher=self._batcher,
+            detects_language=options.language is None and bool(self._facts.languages),
             in_flight=self.spec.limits.max_batch_size,
             text_tokens=text_tokens,
             on_transcribed=transcribed,

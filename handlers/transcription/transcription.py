@@ -22,7 +22,8 @@ _FRAMES_A_SECOND = 100
 class FileTranscription:
     """As handlers.base.Transcription.
 
-    reading: of the file. in_flight: how many of them the batcher may have.
+    reading: of the file. detects_language: whether the first window tells the language of the others, which wait.
+    in_flight: how many windows the batcher may have. text_tokens: of prompt and keywords.
     on_transcribed: called with the job of each window that has its answer. on_end: called once, in any outcome.
     """
 
@@ -33,6 +34,7 @@ class FileTranscription:
         caller: Caller,
         *,
         batcher: Batcher[Window, Heard],
+        detects_language: bool,
         in_flight: int,
         text_tokens: int,
         on_transcribed: Callable[[Job[Window, Heard]], None],
@@ -42,6 +44,7 @@ class FileTranscription:
         self._options = options
         self._caller = caller
         self._batcher = batcher
+        self._detects_language = detects_language
         self._slots = asyncio.Semaphore(in_flight)
         # As many again are read meanwhile, so that the next batch is full when this one ends.
         self._most_read = 2 * in_flight
@@ -105,10 +108,10 @@ class FileTranscription:
     async def _fill(self) -> None:
         """Have enough windows under way, unless the next answer is there: reading on would hold it back.
 
-        While the language is unknown, the first one is enough: it tells it.
+        While the language is to be detected, the first one is enough: it tells it.
         """
         while len(self._read) < self._most_read:
-            if self._read and (self._options.language is None or self._read[0][1].done()):
+            if self._read and (self._detects_language or self._read[0][1].done()):
                 return
             if self._unsent:
                 self._send(self._unsent.popleft())
@@ -133,7 +136,8 @@ class FileTranscription:
                 answer.exception()  # seen: a reader who leaves earlier never asks
             return
         self._on_transcribed(job)
-        answer.set_result(heard)
+        if not answer.done():  # the reader may have left at the same moment
+            answer.set_result(heard)
 
     def _count(self, heard: Heard) -> None:
         so_far = self._transcript
@@ -143,7 +147,8 @@ class FileTranscription:
             audio_tokens=so_far.audio_tokens + heard.audio_tokens,
             output_tokens=so_far.output_tokens + heard.output_tokens,
         )
-        if self._options.language is None:
+        if self._detects_language and heard.language is not None:
+            self._detects_language = False
             self._options = replace(self._options, language=heard.language)
 
 

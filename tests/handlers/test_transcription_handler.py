@@ -225,6 +225,16 @@ async def test_the_first_window_tells_the_language_of_the_others() -> None:
     assert len(engine.batches[0]) == 1
 
 
+async def test_windows_of_an_engine_that_tells_no_language_share_batches() -> None:
+    engine = FakeEngine(facts(languages=(), window_seconds=10))
+    async with serving(engine) as handler:
+        engine.latch.clear()
+        async with anyio.create_task_group() as readers:
+            readers.start_soon(transcript, handler, ask(100, language=None))
+            await until(lambda: under_way(handler) == 4)
+            engine.latch.set()
+
+
 @pytest.mark.parametrize("request_languages", [(), ("en",)])
 async def test_one_possible_language_is_not_detected(request_languages: tuple[str, ...]) -> None:
     engine = FakeEngine(facts() if request_languages else facts(languages=("en",)))
