@@ -16,8 +16,9 @@ class BodyStream(StreamingResponse):
 
     send_timeout: seconds that one send may wait for the client to read; then the body is cut.
 
-    The status goes out with the first chunk, so whatever fails before it is an ordinary error reply. What fails after
-    it is raised: the connection is closed without the end of the body, so no client takes it for a whole one.
+    The status goes out with the first chunk, or with the end if there is none, so whatever fails before it is an
+    ordinary error reply. What fails after it is raised: the connection is closed without the end of the body, so no
+    client takes it for a whole one.
     """
 
     def __init__(
@@ -32,13 +33,12 @@ class BodyStream(StreamingResponse):
             await alongside(self._relay(send), raise_on_disconnect(receive))
 
     async def _relay(self, send: Send) -> None:
-        begun = False
+        first = await anext(self.chunks, b"")
+        await self._deliver(
+            send, {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+        await self._deliver(send, {"type": "http.response.body", "body": first, "more_body": True})
         async for chunk in self.chunks:
-            if not begun:
-                begun = True
-                await self._deliver(
-                    send, {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-                )
             await self._deliver(send, {"type": "http.response.body", "body": chunk, "more_body": True})
         await self._deliver(send, {"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -70,8 +70,9 @@ class Upstreams:
         self._rotation = Rotation([(upstream, upstream.spec.weight) for upstream in upstreams])
 
     async def aclose(self) -> None:
-        for upstream in self.all:
-            await upstream.aclose()
+        async with AsyncExitStack() as closing:
+            for upstream in self.all:
+                closing.push_async_callback(upstream.aclose)
 
     def serves(self, model: str | None) -> bool:
         return any(upstream.spec.serves(model) for upstream in self.all)
@@ -145,7 +146,7 @@ class Upstreams:
                 upstream.breaker.failed(_now())
 
     def _choose(self, model: str | None, tried: Sequence[Upstream]) -> Upstream:
-        """Rather one that has not been tried. Raises UpstreamUnreachable where none may be asked."""
+        """Rather one that has not been tried. Raises UpstreamSpared or NotServed where none may be asked."""
         now = _now()
         serving = [upstream for upstream in self.all if upstream.spec.serves(model)]
         able = [upstream for upstream in serving if upstream.breaker.would_admit(now)]
@@ -162,8 +163,8 @@ class Upstreams:
         """One attempt. What becomes of it is noted, up to the end of the reply."""
         started, breaker, settled = _now(), upstream.breaker, False
         there = None if outgoing.model is None else upstream.spec.name_there(outgoing.model)
-        headers, body = outgoing.content(None if there == outgoing.model else there)
         try:
+            headers, body = outgoing.content(None if there == outgoing.model else there)
             async with upstream.send(outgoing.method, outgoing.path, headers, body, self._budget) as reply:
                 await reply.chunks.peek()
                 settled = self._note(upstream, reply.status, _now() - started)

@@ -167,8 +167,8 @@ class _Ffmpeg:
         if self._closed:
             return
         self._closed = True
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
+        with self._container:
+            self._container.mux(self._stream.encode(None))
 
 
 class _Mp3:

@@ -99,5 +99,5 @@ class _OpenFile:
             raise
 
     def close(self) -> None:
-        self.windows.close()
-        self._file.close()
+        with self._file:
+            self.windows.close()

@@ -48,6 +48,14 @@ async def test_a_body_ends_after_its_last_chunk() -> None:
     assert source.closed
 
 
+async def test_a_body_without_a_chunk_is_an_empty_one() -> None:
+    source, reader = Source(), Reader()
+    await stream_of(source)({"type": "http"}, reader.receive, reader.send)
+    assert [message["type"] for message in reader.sent] == ["http.response.start", *["http.response.body"] * 2]
+    assert not any(message.get("body") for message in reader.sent)
+    assert reader.sent[-1]["more_body"] is False
+
+
 async def test_who_does_not_read_for_too_long_is_cut_off() -> None:
     source, reader = Source(b"one", b"two"), Reader()
     reader.accepts.clear()

@@ -185,6 +185,21 @@ async def test_after_the_pause_one_request_tries_while_the_others_are_turned_awa
     assert all(isinstance(request.exception(), UpstreamSpared) for request in requests if request is not probe)
 
 
+async def test_a_request_that_cannot_be_written_leaves_the_one_try_to_the_next() -> None:
+    def content(name: str | None) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        raise ValueError("no body")
+
+    async with fleet(UpstreamSpec("http://127.0.0.1:1/v1")) as (upstreams, _):
+        breaker = upstreams.all[0].breaker
+        for _ in range(FAILURES):
+            breaker.failed(asyncio.get_running_loop().time())
+        await advance(FIRST_PAUSE)
+        with pytest.raises(ValueError, match="no body"):
+            async with upstreams.send(Outgoing("POST", CHAT, "m", content)):
+                pass
+        assert upstreams.available("m")
+
+
 async def test_an_upstream_that_is_silent_is_not_asked_a_second_time_and_gives_its_place_back() -> None:
     async with chaos_upstream(hang) as server:
         async with fleet(UpstreamSpec(server.url, first_byte_timeout=7.0, max_connections=1)) as (upstreams, noted):
