@@ -39,6 +39,14 @@ def undecodable() -> InvalidRequest:
     return InvalidRequest("The file cannot be decoded: it is empty or damaged, or its content is not audio.", "file")
 
 
+def closed_early() -> InvalidRequest:
+    return InvalidRequest("The file was closed before it was read.", "file")
+
+
+def in_too_many_pieces() -> InvalidRequest:
+    return InvalidRequest("The file is in more pieces than audio ever is; encode it again.", "file")
+
+
 _LIST = ", ".join(FORMATS)
 
 

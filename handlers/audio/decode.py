@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 
 from handlers.audio import ffmpeg, ogg, wav
-from handlers.audio.containers import Container, sniff, undecodable
+from handlers.audio.containers import Container, closed_early, sniff, undecodable
 from handlers.audio.reader import Block, Reader
 from handlers.audio.waveform import Waveform
 from handlers.errors import InvalidRequest, TooLarge
@@ -89,7 +89,7 @@ def _opened(file: BinaryIO, max_seconds: float) -> Iterator[Reader]:
 
 def _container(file: BinaryIO) -> Container:
     if file.closed:
-        raise InvalidRequest("The file was closed before it was read.", "file")
+        raise closed_early()
     return sniff(file)
 
 

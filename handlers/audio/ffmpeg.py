@@ -27,7 +27,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.audio.containers import undecodable, unsupported_codec
+from handlers.audio.containers import closed_early, in_too_many_pieces, undecodable, unsupported_codec
 from handlers.audio.mp4 import check_tables
 from handlers.audio.reader import BLOCK_FRAMES, Block, check_shape
 from handlers.errors import InvalidRequest
@@ -75,7 +75,7 @@ class _Track(NamedTuple):
         try:
             for count, packet in enumerate(self.container.demux(self.stream)):
                 if count > most:
-                    raise InvalidRequest("The file is in more pieces than audio ever is; encode it again.", "file")
+                    raise in_too_many_pieces()
                 yield packet
         except av.FFmpegError:
             return
@@ -120,7 +120,7 @@ def opened(file: BinaryIO, max_seconds: float, demuxer: str) -> Iterator[_Track]
     except ValueError:
         if not file.closed:
             raise
-        raise InvalidRequest("The file was closed before it was read.", "file") from None
+        raise closed_early() from None
 
 
 def _audio_stream(container: av.container.InputContainer) -> av.AudioStream:

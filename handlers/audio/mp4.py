@@ -11,8 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from handlers.audio.containers import undecodable, unsupported_codec
-from handlers.errors import InvalidRequest
+from handlers.audio.containers import in_too_many_pieces, undecodable, unsupported_codec
 
 # Boxes that say of how many samples the track is (ISO/IEC 14496-12), and the one that hides others, compressed.
 _TABLES = re.compile(rb"stsz|stz2|stts|ctts|trun|cmov")
@@ -32,7 +31,7 @@ def check_tables(file: BinaryIO, max_samples: float) -> None:
                 raise unsupported_codec()
             claimed[name] += _count(name, box, match.end())
             if claimed[name] > max_samples:
-                raise InvalidRequest("The file is in more pieces than audio ever is; encode it again.", "file")
+                raise in_too_many_pieces()
 
 
 def _boxes(file: BinaryIO) -> Iterator[bytes]:

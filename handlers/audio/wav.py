@@ -11,9 +11,8 @@ from typing import BinaryIO, NamedTuple
 
 import soundfile
 
-from handlers.audio.containers import undecodable, unsupported_codec
+from handlers.audio.containers import closed_early, undecodable, unsupported_codec
 from handlers.audio.reader import BLOCK_FRAMES, Block, check_shape
-from handlers.errors import InvalidRequest
 
 # By format tag and bytes a sample (RIFF specification, Microsoft 1994, and mmreg.h).
 _SUBTYPES: Mapping[tuple[int, int], str] = MappingProxyType(
@@ -59,7 +58,7 @@ class _Wav(NamedTuple):
             while len(samples := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
                 yield Block(self.sample_rate, samples)
         if window.failed:
-            raise InvalidRequest("The file was closed before it was read.", "file")
+            raise closed_early()
 
 
 class _Window:

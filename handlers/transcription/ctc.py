@@ -12,6 +12,7 @@ from handlers.pretrained import placement
 from handlers.transcription.engine import SAMPLE_RATE, EngineFacts, Heard, Window
 from handlers.transcription.fallback import Attempt
 from handlers.transcription.prompts import count_words
+from handlers.transcription.segments import Piece, segment_of
 from handlers.transcription.types import Segment, TokenLogprob, Word
 
 _WINDOW_SECONDS = 30.0
@@ -119,18 +120,11 @@ class CTCOnTorch:
         timed = [self._word(window, word) for word in words]
         text = "".join(word.word for word in timed)
         average = sum(letter.logprob for letter in letters) / len(letters)
-        tokens = tuple(letter.id for letter in letters)
-        return Segment(
-            id=0,
-            seek=0,
-            start=timed[0].start,
-            end=timed[-1].end,
-            text=text,
-            tokens=tokens,
-            temperature=0.0,
-            avg_logprob=average,
-            compression_ratio=Attempt(tokens, text, 0.0, average, 0.0).compression_ratio,
-            no_speech_prob=0.0,
+        tokens = [letter.id for letter in letters]
+        return segment_of(
+            Piece(0, tokens, timed[0].start, timed[-1].end),
+            Attempt(tokens, text, 0.0, average, 0.0),
+            text,
             words=timed if window.options.word_timestamps else (),
             logprobs=[token for word in words for token in self._logprobs(word)] if window.options.logprobs else (),
         )

@@ -35,7 +35,8 @@ class Attempt:
 
     @property
     def failed(self) -> bool:
-        if self.no_speech_prob > _NO_SPEECH and self.avg_logprob < _LEAST_PROBABLE:
+        """Whether it is worth another one. Silence is not."""
+        if self.is_silence:
             return False
         return self.compression_ratio > _MOST_REPETITIVE or self.avg_logprob < _LEAST_PROBABLE
 
@@ -43,6 +44,13 @@ class Attempt:
 def ladder(temperature: float) -> Sequence[float]:
     """The temperatures to try in turn. 0 is the whole ladder; another one was chosen by the caller."""
     return (temperature,) if temperature else TEMPERATURES
+
+
+def next_temperature(attempts: Sequence[Attempt], temperatures: Sequence[float]) -> float | None:
+    """At which a window is decoded after these attempts; None when there is no need, or no way, to do it again."""
+    if attempts and (not attempts[-1].failed or len(attempts) == len(temperatures)):
+        return None
+    return temperatures[len(attempts)]
 
 
 def best(attempts: Sequence[Attempt]) -> Attempt:

@@ -2,11 +2,10 @@
 
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ctranslate2
 import numpy as np
@@ -18,15 +17,15 @@ from numpy.typing import NDArray
 from handlers.errors import ModelLoadError
 from handlers.spec import ModelSpec
 from handlers.transcription.engine import SAMPLE_RATE, EngineFacts, Heard, Options, Window
-from handlers.transcription.fallback import Attempt, best, ladder
+from handlers.transcription.fallback import Attempt, best, ladder, next_temperature
+from handlers.transcription.grouping import grouped
 from handlers.transcription.resumption import Hearing, hear_to_the_end, unheard_from
-from handlers.transcription.segments import Piece, split, token_logprobs
-from handlers.transcription.types import Segment, Word
+from handlers.transcription.segments import Piece, segment_of, split, token_logprobs
+from handlers.transcription.types import TokenLogprob, Word
 from handlers.transcription.words import AlignedWords, words_of
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Features = NDArray[np.float32]
 
 _WINDOW_SECONDS = 30
@@ -76,13 +75,9 @@ class _Work:
 
     @property
     def next_temperature(self) -> float | None:
-        """None when there is no need, or no way, to decode it again."""
+        """A short window is tried once: if that fails, it is padded to a whole one."""
         temperatures = ladder(self.options.temperature)
-        if self.length < _WINDOW_SECONDS:
-            temperatures = temperatures[:1]
-        if self.attempts and (not self.attempts[-1].failed or len(self.attempts) == len(temperatures)):
-            return None
-        return temperatures[len(self.attempts)]
+        return next_temperature(self.attempts, temperatures[:1] if self.length < _WINDOW_SECONDS else temperatures)
 
 
 class WhisperEngine:
@@ -120,7 +115,7 @@ class WhisperEngine:
         works = [_Work(window, _length(window), self._given_language(window)) for window in windows]
         heard: dict[int, Hearing] = {}
         while pending := [i for i in range(len(works)) if i not in heard]:
-            for group in _grouped(pending, lambda i: works[i].length):
+            for group in grouped(pending, lambda i: works[i].length):
                 batch = self._batch([works[i] for i in group])
                 self._decode(batch)
                 of_group = self._heard(batch)
@@ -183,7 +178,7 @@ class WhisperEngine:
         """Until every window has an attempt that holds, or no temperature is left. Only those that fail run again."""
         while pending := [work for work in batch.works if work.next_temperature is not None]:
             # CTranslate2 takes prompts of one length together.
-            for group in _grouped(pending, lambda work: (len(work.prompt), work.next_temperature, _logprobs(work))):
+            for group in grouped(pending, lambda work: (len(work.prompt), work.next_temperature, _logprobs(work))):
                 for together in _in_parts(group):
                     self._attempt(batch, together)
 
@@ -220,13 +215,13 @@ class WhisperEngine:
         return [p for p in pieces if p.start < p.end and work.tokenizer.decode(p.tokens).strip()]
 
     def _words(self, batch: "_Batch", pieces: Sequence[list[Piece]]) -> Sequence[Sequence[Sequence[Word]]]:
-        """Of each piece of each window; empty where they were not asked for. Moves the pieces' bounds to the words."""
+        """Of each piece of each window; empty where they were not asked for."""
         words: list[Sequence[Sequence[Word]]] = [[()] * len(of_window) for of_window in pieces]
         timed = [i for i, work in enumerate(batch.works) if work.options.word_timestamps and pieces[i]]
         texts = {i: self._text_tokens(pieces[i]) for i in timed}
         # Of windows of one length CTranslate2 aligns each over the longest text, so that only texts of one length go
         # together: the times of a window do not depend on its neighbours.
-        for group in _grouped(timed, lambda i: (batch.works[i].language, batch.works[i].options.task, len(texts[i]))):
+        for group in grouped(timed, lambda i: (batch.works[i].language, batch.works[i].options.task, len(texts[i]))):
             works = [batch.works[i] for i in group]
             tokenizer = works[0].tokenizer
             assert tokenizer is not None
@@ -246,19 +241,8 @@ class WhisperEngine:
         tokenizer = work.tokenizer
         assert tokenizer is not None
         segments = [
-            Segment(
-                id=0,
-                seek=0,
-                start=piece.start,
-                end=piece.end,
-                text=tokenizer.decode(piece.tokens),
-                tokens=tuple(piece.tokens),
-                temperature=outcome.temperature,
-                avg_logprob=outcome.avg_logprob,
-                compression_ratio=outcome.compression_ratio,
-                no_speech_prob=outcome.no_speech_prob,
-                words=tuple(piece_words),
-                logprobs=tuple(self._logprobs(piece, outcome, tokenizer)),
+            segment_of(
+                piece, outcome, tokenizer.decode(piece.tokens), piece_words, self._logprobs(piece, outcome, tokenizer)
             )
             for piece, piece_words in zip(pieces, words, strict=True)
         ]
@@ -271,7 +255,7 @@ class WhisperEngine:
             return None
         return unheard_from(outcome.tokens, tokenizer.timestamp_begin, work.window.seconds)
 
-    def _logprobs(self, piece: Piece, outcome: Attempt, tokenizer: Tokenizer) -> Iterable[Any]:
+    def _logprobs(self, piece: Piece, outcome: Attempt, tokenizer: Tokenizer) -> Sequence[TokenLogprob]:
         if not outcome.logprobs:
             return ()
         logprobs = outcome.logprobs[piece.first : piece.first + len(piece.tokens)]
@@ -341,13 +325,6 @@ def _logprobs(work: _Work) -> bool:
 
 def _hotwords(keywords: Sequence[str]) -> str:
     return ", ".join(keywords)
-
-
-def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
-    groups: dict[Hashable, list[T]] = defaultdict(list)
-    for item in items:
-        groups[key(item)].append(item)
-    return list(groups.values())
 
 
 def _in_parts(works: list[_Work]) -> Iterable[list[_Work]]:

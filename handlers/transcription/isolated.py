@@ -14,8 +14,8 @@ from batching.process import ProcessWorker
 from batching.restarts import Restarts
 from batching.stats import ProcessStats
 from batching.worker import Worker
-from handlers.audio.containers import undecodable
-from handlers.errors import NO_SPACE, InvalidRequest, ModelLoadError, StorageFull
+from handlers.audio.containers import closed_early, undecodable
+from handlers.errors import NO_SPACE, ModelLoadError, StorageFull
 from handlers.spec import ModelSpec
 from handlers.transcription.engine import EngineFacts, Heard, Window
 from handlers.transcription.types import VoiceActivity
@@ -88,7 +88,7 @@ class IsolatedFiles:
     async def open(self, file: BinaryIO, activity: VoiceActivity, window_seconds: float) -> "IsolatedReading":
         """A file that is in memory goes to disk. Raises StorageFull."""
         if file.closed:
-            raise InvalidRequest("The file was closed before it was read.", "file")
+            raise closed_early()
         on_disk = await self._disk.run(_on_disk, file)
         number, is_copy = next(self._numbers), on_disk is not file
         return IsolatedReading(self._process, number, on_disk, activity, window_seconds, is_copy=is_copy)

@@ -5,9 +5,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from handlers.transcription.engine import SAMPLE_RATE, Heard, Window
+from handlers.transcription.segments import SECONDS_A_TIMESTAMP
 from handlers.transcription.types import Segment
-
-_SECONDS_A_TIMESTAMP = 0.02
 
 # What is kept around speech takes 0.3 s; of so short a rest, silence is more likely than a word.
 _LEAST_SECONDS = 1.0
@@ -29,21 +28,22 @@ def unheard_from(tokens: Sequence[int], timestamp_begin: int, seconds: float) ->
     """
     if len(tokens) < 3 or min(tokens[-2:]) < timestamp_begin:
         return None
-    end = (tokens[-1] - timestamp_begin) * _SECONDS_A_TIMESTAMP
+    end = (tokens[-1] - timestamp_begin) * SECONDS_A_TIMESTAMP
     return end if _LEAST_SECONDS <= end <= seconds - _LEAST_SECONDS else None
 
 
 def hear_to_the_end(hear: Hear, windows: Sequence[Window]) -> list[Heard | Exception]:
     """As Engine.transcribe. Rests are heard together; every round shortens a window by a second at least."""
     hearings = hear(windows)
-    answers: list[Heard | Exception] = [h.heard if isinstance(h, Hearing) else h for h in hearings]
-    pairs = zip(windows, hearings, strict=True)
-    starts = [_rest_start(window, h) if isinstance(h, Hearing) else None for window, h in pairs]
-    broken = {i: start for i, start in enumerate(starts) if start is not None}
+    answers = [hearing.heard if isinstance(hearing, Hearing) else hearing for hearing in hearings]
+    broken: dict[int, tuple[Heard, float]] = {}
+    for i, (window, hearing) in enumerate(zip(windows, hearings, strict=True)):
+        if isinstance(hearing, Hearing) and (start := _rest_start(window, hearing)) is not None:
+            broken[i] = hearing.heard, start
     if broken:
-        rests = hear_to_the_end(hear, [_rest(windows[i], answers[i], start) for i, start in broken.items()])
-        for (i, start), rest in zip(broken.items(), rests, strict=True):
-            answers[i] = _joined(answers[i], rest, start)
+        rests = hear_to_the_end(hear, [_rest(windows[i], *so_far) for i, so_far in broken.items()])
+        for (i, so_far), rest in zip(broken.items(), rests, strict=True):
+            answers[i] = rest if isinstance(rest, Exception) else _joined(*so_far, rest)
     return answers
 
 
@@ -56,15 +56,13 @@ def _rest_start(window: Window, hearing: Hearing) -> float | None:
     return start if start <= window.seconds - _LEAST_SECONDS else None
 
 
-def _rest(window: Window, heard: Heard | Exception, start: float) -> Window:
-    language = window.options.language or (heard.language if isinstance(heard, Heard) else None)
-    return Window(window.samples[round(start * SAMPLE_RATE) :], replace(window.options, language=language))
+def _rest(window: Window, heard: Heard, start: float) -> Window:
+    options = replace(window.options, language=window.options.language or heard.language)
+    return Window(window.samples[round(start * SAMPLE_RATE) :], options)
 
 
-def _joined(heard: Heard | Exception, rest: Heard | Exception, start: float) -> Heard | Exception:
+def _joined(heard: Heard, start: float, rest: Heard) -> Heard:
     """The steps of the encoder are those of the window: the rest is part of them."""
-    if isinstance(heard, Exception) or isinstance(rest, Exception):
-        return rest
     return Heard(
         segments=[*heard.segments, *(_later(segment, start) for segment in rest.segments)],
         language=heard.language or rest.language,

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from handlers.transcription.types import TokenLogprob
+from handlers.transcription.fallback import Attempt
+from handlers.transcription.types import Segment, TokenLogprob, Word
 
-_SECONDS_A_TIMESTAMP = 0.02
+SECONDS_A_TIMESTAMP = 0.02
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """The tokens of one segment. start, end: seconds from the window's beginning. first: of them in the window's."""
 
@@ -28,13 +29,13 @@ def split(tokens: Sequence[int], timestamp_begin: int, seconds: float) -> list[P
     cuts = [i for i in range(1, len(tokens)) if stamps[i] and stamps[i - 1]]
     if not cuts:
         last = next((token for token in reversed(tokens) if token > timestamp_begin), None)
-        end = seconds if last is None else min(seconds, (last - timestamp_begin) * _SECONDS_A_TIMESTAMP)
+        end = seconds if last is None else min(seconds, (last - timestamp_begin) * SECONDS_A_TIMESTAMP)
         return [Piece(0, tokens, 0.0, end)]
 
     def time_at(i: int, otherwise: float) -> float:
         if not stamps[i]:
             return otherwise
-        return min(seconds, (tokens[i] - timestamp_begin) * _SECONDS_A_TIMESTAMP)
+        return min(seconds, (tokens[i] - timestamp_begin) * SECONDS_A_TIMESTAMP)
 
     bounds = [0, *cuts, len(tokens)]
     pieces: list[Piece] = []
@@ -42,6 +43,26 @@ def split(tokens: Sequence[int], timestamp_begin: int, seconds: float) -> list[P
         start = time_at(first, pieces[-1].end if pieces else 0.0)
         pieces.append(Piece(first, tokens[first:end], start, time_at(end - 1, seconds) if end - 1 > first else start))
     return pieces
+
+
+def segment_of(
+    piece: Piece, attempt: Attempt, text: str, words: Sequence[Word], logprobs: Sequence[TokenLogprob]
+) -> Segment:
+    """As Heard has it. Where there are words, its bounds are theirs."""
+    return Segment(
+        id=0,
+        seek=0,
+        start=words[0].start if words else piece.start,
+        end=words[-1].end if words else piece.end,
+        text=text,
+        tokens=tuple(piece.tokens),
+        temperature=attempt.temperature,
+        avg_logprob=attempt.avg_logprob,
+        compression_ratio=attempt.compression_ratio,
+        no_speech_prob=attempt.no_speech_prob,
+        words=tuple(words),
+        logprobs=tuple(logprobs),
+    )
 
 
 def token_logprobs(

@@ -16,6 +16,7 @@ from handlers.pretrained import placement
 from handlers.transcription.engine import SAMPLE_RATE, EngineFacts, Heard, Window
 from handlers.transcription.fallback import Attempt
 from handlers.transcription.prompts import count_words
+from handlers.transcription.segments import Piece, segment_of
 from handlers.transcription.types import Segment, TokenLogprob
 
 _WINDOW_SECONDS = 30.0
@@ -130,18 +131,12 @@ class Seq2SeqOnTorch:
         """The whole window, as the model does not tell more."""
         average = sum(logprobs) / len(logprobs)
         spoken = [(token, logprob) for token, logprob in zip(tokens, logprobs, strict=True) if self._is_text(token)]
-        ids = tuple(token for token, _ in spoken)
-        return Segment(
-            id=0,
-            seek=0,
-            start=0.0,
-            end=window.seconds,
-            text=text,
-            tokens=ids,
-            temperature=0.0,
-            avg_logprob=average,
-            compression_ratio=Attempt(ids, text, 0.0, average, 0.0).compression_ratio,
-            no_speech_prob=0.0,
+        ids = [token for token, _ in spoken]
+        return segment_of(
+            Piece(0, ids, 0.0, window.seconds),
+            Attempt(ids, text, 0.0, average, 0.0),
+            text,
+            words=(),
             logprobs=self._logprobs(spoken) if window.options.logprobs else (),
         )
 

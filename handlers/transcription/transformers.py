@@ -1,6 +1,7 @@
 """Speech models of transformers, chosen by what their config says they are."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def load(spec: ModelSpec, folder: Path) -> Engine:
     kinds = config.get("architectures") or [f"a {config.get('model_type', 'model without a type')}"]
     if "WhisperForConditionalGeneration" in kinds:
         return _load_whisper(spec, folder)
-    if is_ctc(folder):
+    if _is_ctc(config):
         return _load_ctc(spec, folder)
     if config.get("model_type") in _SEQ2SEQ:
         return _load_seq2seq(spec, folder)
@@ -31,11 +32,13 @@ def load(spec: ModelSpec, folder: Path) -> Engine:
 
 
 def takes_prompts(folder: Path) -> bool:
-    return not is_ctc(folder) and _config(folder).get("model_type") not in _SEQ2SEQ
+    """Whether the model that `load` opens there does."""
+    config = _config(folder)
+    return not _is_ctc(config) and config.get("model_type") not in _SEQ2SEQ
 
 
-def is_ctc(folder: Path) -> bool:
-    return any(kind.endswith("ForCTC") for kind in _config(folder).get("architectures") or ())
+def _is_ctc(config: Mapping[str, Any]) -> bool:
+    return any(kind.endswith("ForCTC") for kind in config.get("architectures") or ())
 
 
 def _load_whisper(spec: ModelSpec, folder: Path) -> Engine:

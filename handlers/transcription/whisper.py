@@ -5,10 +5,9 @@ depend on its neighbours; here each window is aligned over its own text, as Whis
 timing.py).
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +18,11 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, _combine
 
 from handlers.pretrained import placement
 from handlers.transcription.engine import SAMPLE_RATE, EngineFacts, Heard, Options, Window
-from handlers.transcription.fallback import Attempt, best, ladder
+from handlers.transcription.fallback import Attempt, best, ladder, next_temperature
+from handlers.transcription.grouping import grouped
 from handlers.transcription.resumption import Hearing, hear_to_the_end, unheard_from
-from handlers.transcription.segments import Piece, split, token_logprobs
+from handlers.transcription.segments import Piece, segment_of, split, token_logprobs
 from handlers.transcription.types import Segment, Word
-
-T = TypeVar("T")
 
 _WINDOW_SECONDS = 30.0
 _SECONDS_A_STEP = 0.02
@@ -53,11 +51,7 @@ class _Work:
 
     @property
     def next_temperature(self) -> float | None:
-        """None when there is no need, or no way, to decode it again."""
-        temperatures = ladder(self.options.temperature)
-        if self.attempts and (not self.attempts[-1].failed or len(self.attempts) == len(temperatures)):
-            return None
-        return temperatures[len(self.attempts)]
+        return next_temperature(self.attempts, ladder(self.options.temperature))
 
 
 class WhisperOnTorch:
@@ -145,7 +139,7 @@ class WhisperOnTorch:
     def _decode(self, works: Sequence[_Work], encoded: torch.Tensor) -> None:
         """Until every window has an attempt that holds, or no temperature is left. Only those that fail run again."""
         while pending := [work for work in works if work.next_temperature is not None]:
-            for group in _grouped(pending, lambda work: (len(work.prompt), work.next_temperature)):
+            for group in grouped(pending, lambda work: (len(work.prompt), work.next_temperature)):
                 self._attempt(group, encoded[[work.row for work in group]])
 
     def _attempt(self, works: Sequence[_Work], encoded: torch.Tensor) -> None:
@@ -228,20 +222,8 @@ class WhisperOnTorch:
     def _segment(self, work: _Work, piece: Piece, words: Sequence[Word], outcome: Attempt) -> Segment:
         logprobs = outcome.logprobs[piece.first : piece.first + len(piece.tokens)] if work.options.logprobs else ()
         texts = self._tokenizer.convert_ids_to_tokens(list(piece.tokens))
-        return Segment(
-            id=0,
-            seek=0,
-            start=words[0].start if words else piece.start,
-            end=words[-1].end if words else piece.end,
-            text=self._text(piece.tokens),
-            tokens=tuple(piece.tokens),
-            temperature=outcome.temperature,
-            avg_logprob=outcome.avg_logprob,
-            compression_ratio=outcome.compression_ratio,
-            no_speech_prob=outcome.no_speech_prob,
-            words=tuple(words),
-            logprobs=tuple(token_logprobs(piece.tokens, logprobs, texts, self._eot)) if logprobs else (),
-        )
+        told = token_logprobs(piece.tokens, logprobs, texts, self._eot) if logprobs else ()
+        return segment_of(piece, outcome, self._text(piece.tokens), words, told)
 
     def _words(
         self, work: _Work, pieces: Sequence[Piece], outcome: Attempt, encoded: torch.Tensor
@@ -333,10 +315,3 @@ def _alignment_heads(model: Any) -> list[tuple[int, int]]:
         return [(layer, head) for layer, head in named]
     layers, heads = model.config.decoder_layers, model.config.decoder_attention_heads
     return [(layer, head) for layer in range(layers // 2, layers) for head in range(heads)]
-
-
-def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
-    groups: dict[Hashable, list[T]] = defaultdict(list)
-    for item in items:
-        groups[key(item)].append(item)
-    return list(groups.values())

@@ -32,7 +32,7 @@ class _Aligned:
 def words_of(
     pieces: Sequence[Piece], alignment: AlignedWords, tokenizer: Tokenizer, seconds: float
 ) -> list[Sequence[Word]]:
-    """Of each piece, whose bounds become those of its words. Times do not go back, nor beyond the window's `seconds`.
+    """Of each piece. Times do not go back, nor beyond the window's `seconds`.
 
     The rules for long words and punctuation are faster-whisper's.
     """
@@ -44,13 +44,11 @@ def words_of(
     )
     earliest = 0.0
     words: list[Sequence[Word]] = []
-    for piece, segment in zip(pieces, segments, strict=True):
+    for segment in segments:
         of_piece: list[Word] = []
         for word in segment["words"]:
             start = min(max(earliest, float(word["start"])), seconds)
             earliest = min(max(start, float(word["end"])), seconds)
             of_piece.append(Word(word["word"], start, earliest, float(word["probability"])))
-        if of_piece:
-            piece.start, piece.end = of_piece[0].start, of_piece[-1].end
         words.append(tuple(of_piece))
     return words

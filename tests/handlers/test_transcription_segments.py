@@ -2,8 +2,9 @@
 
 import pytest
 
-from handlers.transcription.fallback import Attempt, best, ladder
-from handlers.transcription.segments import Piece, split, token_logprobs
+from handlers.transcription.fallback import Attempt, best, ladder, next_temperature
+from handlers.transcription.segments import Piece, segment_of, split, token_logprobs
+from handlers.transcription.types import Word
 
 BEGIN = 1000
 
@@ -87,3 +88,28 @@ def test_where_all_fail_the_most_probable_that_does_not_repeat_itself_is_taken()
 def test_a_temperature_that_was_asked_for_is_the_only_one() -> None:
     assert ladder(0.3) == (0.3,)
     assert ladder(0.0) == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("tried", "temperature"),
+    [
+        ([], 0.0),
+        ([attempt()], None),
+        ([attempt(logprob=-2)], 0.2),
+        ([attempt(logprob=-2), attempt()], None),
+        ([attempt(logprob=-2), attempt(logprob=-2)], None),
+    ],
+    ids=["first", "holds", "failed", "held at last", "no more"],
+)
+def test_a_window_is_decoded_again_while_it_fails_and_a_temperature_is_left(
+    tried: list[Attempt], temperature: float | None
+) -> None:
+    assert next_temperature(tried, (0.0, 0.2)) == temperature
+
+
+def test_a_segment_begins_and_ends_with_its_words() -> None:
+    piece, words = Piece(0, [1, 2], 0.5, 9.0), [Word(" a", 1.0, 1.5, 0.9), Word(" b", 2.0, 3.0, 0.9)]
+    timed = segment_of(piece, attempt(), " a b", words, ())
+    assert (timed.start, timed.end, timed.tokens) == (1.0, 3.0, (1, 2))
+    untimed = segment_of(piece, attempt(), " a b", (), ())
+    assert (untimed.start, untimed.end) == (0.5, 9.0)
