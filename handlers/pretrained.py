@@ -3,7 +3,6 @@
 transformers is imported only when a model is loaded with it: that takes seconds.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,16 +37,15 @@ def load_pretrained(
     Raises ModelLoadError with one line that names the model and what is wrong.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    hide_progress_bars()
     try:
         device = pick_device("auto" if spec.device == SPLIT else spec.device)
         dtype = pick_dtype(device, spec.dtype)
         where = _split(spec) if spec.device == SPLIT else {"device_map": {"": device}}
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = auto_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, **where, **options)
-    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise cannot_load(spec, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelLoadError(f"model {spec.id}: its tokenizer has no tokenizer.json, which is needed")
@@ -55,6 +53,13 @@ def load_pretrained(
     model.requires_grad_(False)
     log_placement(spec, model)
     return model, tokenizer
+
+
+def hide_progress_bars() -> None:
+    """Those that transformers draws on stderr, between the lines of the log."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def main_device(model: "PreTrainedModel") -> "torch.device":

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from handlers.errors import ModelLoadError
+from handlers.pretrained import hide_progress_bars
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def _write(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    hide_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     model = AutoModelForCausalLM.from_pretrained(
         source.parent,

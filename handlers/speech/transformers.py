@@ -13,7 +13,7 @@ from handlers.audio.tempo import change_tempo
 from handlers.audio.waveform import Waveform
 from handlers.devices import pick_device, pick_dtype
 from handlers.errors import InvalidRequest, ModelLoadError
-from handlers.pretrained import cannot_load, log_placement, placement
+from handlers.pretrained import cannot_load, hide_progress_bars, log_placement, placement
 from handlers.spec import ModelSpec
 from handlers.speech.sentences import split, without_control
 from handlers.speech.types import Script, Sentence
@@ -97,13 +97,14 @@ def _at_speed(waveform: Waveform, sample_rate: int, speed: float) -> Waveform:
 
 def load(spec: ModelSpec, folder: Path) -> TransformersEngine:
     """Safetensors only: other weight files can run code when they are opened. Raises ModelLoadError."""
+    hide_progress_bars()
     try:
         kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
         device = pick_device(spec.device)
         # Half the precision is heard as noise, and these models are small.
         dtype = torch.float32 if spec.dtype == "auto" else pick_dtype(device, spec.dtype)
         model = _MODELS[kind](folder, torch.device(device), dtype) if kind in _MODELS else None
-    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise cannot_load(spec, error) from error
     if model is None:
         raise ModelLoadError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from handlers.devices import pick_device, pick_dtype
 from handlers.errors import ModelLoadError
-from handlers.pretrained import cannot_load, load_pretrained, log_placement
+from handlers.pretrained import cannot_load, hide_progress_bars, load_pretrained, log_placement
 from handlers.spec import ModelSpec
 from handlers.transcription.engine import SAMPLE_RATE, Engine
 
@@ -83,6 +83,7 @@ def _open(
     spec: ModelSpec, folder: Path, model_class: Any, tokenizer_class: Any, extractor_class: Any
 ) -> tuple[Any, Any, Any]:
     """With tokenizers of any kind. Raises ModelLoadError."""
+    hide_progress_bars()
     try:
         device = pick_device(spec.device)
         dtype = pick_dtype(device, spec.dtype)

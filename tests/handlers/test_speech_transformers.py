@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers.utils.logging import enable_progress_bar, is_progress_bar_enabled
 
 from handlers.audio.waveform import Waveform
 from handlers.errors import InvalidRequest, ModelLoadError
@@ -50,6 +51,12 @@ def test_neighbours_in_a_batch_change_nothing(folder: Path, device: str) -> None
         assert len(batched) == len(reversed_) == len(single)
         np.testing.assert_allclose(batched, single, atol=2e-4)
         np.testing.assert_allclose(reversed_, single, atol=2e-4)
+
+
+def test_loading_draws_no_progress_bars_between_the_lines_of_the_log(folder: Path) -> None:
+    enable_progress_bar()  # type: ignore[no-untyped-call]
+    load(SPEC, folder)
+    assert not is_progress_bar_enabled()
 
 
 def test_the_same_sentence_always_sounds_the_same(engine: TransformersEngine, folder: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
 )
+from transformers.utils.logging import enable_progress_bar, is_progress_bar_enabled
 
 from handlers.spec import ModelSpec, Task
 from handlers.transcription.engine import SAMPLE_RATE, Engine, Heard, Options, Window
@@ -88,6 +89,12 @@ def assert_alike(one: Heard, other: Heard) -> None:
     ]
     for a, b in zip(one.segments, other.segments, strict=True):
         assert [t.logprob for t in a.logprobs] == pytest.approx([t.logprob for t in b.logprobs], abs=1e-3)
+
+
+def test_loading_draws_no_progress_bars_between_the_lines_of_the_log(folder: Path) -> None:
+    enable_progress_bar()  # type: ignore[no-untyped-call]
+    load(ModelSpec("tiny", Task.TRANSCRIPTION, "dir:tiny", device="cpu", dtype="float32"), folder)
+    assert not is_progress_bar_enabled()
 
 
 def test_a_window_is_heard_among_others_as_it_is_alone_in_any_order(engine: Engine) -> None:
