@@ -17,6 +17,7 @@ from handlers.chat.types import ChatRequest, CompletionRequest, Delta, Sampling
 from handlers.errors import InvalidRequest, ModelLoadError
 from handlers.spec import ModelSpec, Task
 from handlers.tokenization import load_tokenizer
+from tests.handlers.running import running
 from tests.handlers.tiny import save_chat_model
 
 pytestmark = pytest.mark.anyio
@@ -36,12 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @asynccontextmanager
 async def serving(folder: Path, limits: Limits = LIMITS, **options: Any) -> AsyncIterator[TransformersChatHandler]:
     spec = ModelSpec("tiny", Task.CHAT, "dir:somewhere", dtype="float32", limits=limits, **options)
-    handler = TransformersChatHandler(spec, lambda source: folder)
-    await handler.load()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(handler.run)
+    async with running(TransformersChatHandler(spec, lambda source: folder)) as handler:
         yield handler
-        tasks.cancel_scope.cancel()
 
 
 def request(text: str = "Hi", role: str = "user", **options: object) -> ChatRequest:

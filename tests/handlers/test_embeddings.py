@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anyio
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,7 @@ from handlers.errors import InvalidRequest, ModelLoadError
 from handlers.spec import ModelSpec, Task
 from handlers.starter import EMBEDDINGS
 from handlers.stats import CacheStats
+from tests.handlers.running import running
 from tests.handlers.tiny import save_embedding_model
 
 pytestmark = pytest.mark.anyio
@@ -45,15 +45,6 @@ def spec(limits: Limits = LIMITS, **options: object) -> ModelSpec:
 async def serving(folder: Path, limits: Limits = LIMITS, **options: object) -> AsyncIterator[SentenceEncoderHandler]:
     async with running(SentenceEncoderHandler(spec(limits, **options), lambda source: folder)) as handler:
         yield handler
-
-
-@asynccontextmanager
-async def running(handler: SentenceEncoderHandler) -> AsyncIterator[SentenceEncoderHandler]:
-    await handler.load()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(handler.run)
-        yield handler
-        tasks.cancel_scope.cancel()
 
 
 def reference(folder: Path, text: str, pooling: str = "mean", normalize: bool = True) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -17,7 +17,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -37,11 +36,7 @@ from transformers import (
 from batching.errors import EngineFailed, QueueFull
 from batching.job import Caller
 from batching.limits import Limits
-from handlers.embeddings.handler import SentenceEncoderHandler
-from handlers.embeddings.types import EmbeddingRequest
-from handlers.errors import InvalidRequest, ModelLoadError
-from handlers.factory import create_handlers
-from handlers.registry import Registry
+from handlers.errors import InvalidRequest
 from handlers.rerank.bert import PackedCrossEncoder
 from handlers.rerank.engine import Reranker, load
 from handlers.rerank.handler import RerankerHandler
@@ -49,11 +44,10 @@ from handlers.rerank.pairs import Pair, Pairs
 from handlers.rerank.sequence_classification import PaddedCrossEncoder
 from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec, Task
+from tests.handlers.running import running
 from tests.handlers.tiny import (
     WORDS,
-    save_chat_model,
     save_cross_encoder,
-    save_embedding_model,
     save_word_tokenizer,
     save_yes_no_model,
 )
@@ -73,7 +67,6 @@ SIZES: dict[str, Any] = {
     "num_labels": 1,
 }
 Reference = Callable[[str, str], float]
-H = TypeVar("H", RerankerHandler, SentenceEncoderHandler)
 
 
 def spec(limits: Limits | None = None, **options: Any) -> ModelSpec:
@@ -136,21 +129,12 @@ def scored(folder: Path, query: str, documents: Sequence[str], **options: Any) -
 
 
 @asynccontextmanager
-async def running(handler: H) -> AsyncIterator[H]:
-    await handler.load()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(handler.run)
-        yield handler
-        tasks.cancel_scope.cancel()
-
-
-@asynccontextmanager
 async def serving(folder: Path, limits: Limits | None = None, **options: Any) -> AsyncIterator[RerankerHandler]:
     async with running(RerankerHandler(spec(limits, **options), lambda source: folder)) as handler:
         yield handler
 
 
-async def rerank(handler: H, query: str, documents: Sequence[str], **options: Any) -> Relevance:
+async def rerank(handler: RerankerHandler, query: str, documents: Sequence[str], **options: Any) -> Relevance:
     return await handler.rerank(RerankRequest(query, documents, **options), Caller())
 
 
@@ -479,126 +463,3 @@ async def test_cancelling_a_request_frees_its_places(folder: Path) -> None:
         assert (handler._batcher.waiting, handler._batcher._scheduler.waiting_cost) == (0, 0)
         go_on.set()
         assert len((await rerank(handler, QUERY, ["red"] * 6)).raw) == 6
-
-
-# Models that are none
-
-
-def test_a_model_of_another_kind_is_refused_at_load(tmp_path: Path) -> None:
-    save_embedding_model(tmp_path)
-    with pytest.raises(ModelLoadError, match="^model tiny: .* its architecture is BertModel"):
-        load(spec(), tmp_path)
-
-
-@pytest.mark.parametrize("model", [BertForSequenceClassification, ElectraForSequenceClassification])
-def test_a_model_with_several_classes_is_refused_at_load(tmp_path: Path, model: type[PreTrainedModel]) -> None:
-    config = {BertForSequenceClassification: BertConfig, ElectraForSequenceClassification: ElectraConfig}[model]
-    save_cross_encoder(tmp_path, model(config(**{**SIZES, "num_labels": 3})))
-    with pytest.raises(ModelLoadError, match="^model tiny: .* it tells 3 classes apart; a reranker has one"):
-        load(spec(), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("pair", "reason"),
-    [("[CLS] $A $B:1 [SEP]:1", "puts nothing between"), ("[CLS]:1 $A [SEP] $B:1 [SEP]:1", "gives other types")],
-)
-def test_a_tokenizer_that_is_no_cross_encoders_is_refused_at_load(
-    folder: Path, pair: str, reason: str, tmp_path: Path
-) -> None:
-    copy = Path(shutil.copytree(folder, tmp_path / "model"))
-    save_word_tokenizer(copy, pair=pair)
-    with pytest.raises(ModelLoadError, match=reason):
-        load(spec(), copy)
-
-
-def test_a_language_model_of_another_kind_is_refused_at_load(tmp_path: Path) -> None:
-    save_chat_model(tmp_path)
-    with pytest.raises(ModelLoadError, match=r"has no token <\|im_start\|>, <\|im_end\|>, yes, no"):
-        load(spec(), tmp_path)
-
-
-def test_a_context_above_the_models_own_is_refused_at_load(folder: Path) -> None:
-    with pytest.raises(ModelLoadError, match="max_model_len 65 is above the model's own 64"):
-        load(spec(max_model_len=65), folder)
-
-
-def test_a_missing_tensor_is_named(folder: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(folder, tmp_path / "model"))
-    file = copy / "model.safetensors"
-    save_file({name: value.clone() for name, value in load_file(file).items() if "pooler" not in name}, file)
-    with pytest.raises(ModelLoadError, match=r"has no pooler\.dense\.weight"):
-        load(spec(), copy)
-
-
-# Cosines
-
-
-@asynccontextmanager
-async def embedding(folder: Path) -> AsyncIterator[SentenceEncoderHandler]:
-    described = ModelSpec("tiny", Task.EMBEDDINGS, "dir:x", dtype="float32")
-    async with running(SentenceEncoderHandler(described, lambda source: folder, reranks=True)) as handler:
-        yield handler
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-async def test_an_embeddings_model_scores_by_the_cosine(tmp_path: Path, normalize: bool) -> None:
-    async with embedding(save_embedding_model(tmp_path, normalize=normalize)) as handler:
-        relevance = await rerank(handler, QUERY, TEXTS)
-        embeddings = await handler.embed(EmbeddingRequest([QUERY, *TEXTS]), Caller())
-    query, *documents = (vector / np.linalg.norm(vector) for vector in embeddings.vectors.astype(np.float64))
-    cosines = [float(query @ document) for document in documents]
-    np.testing.assert_allclose(relevance.raw, cosines, atol=1e-6)
-    np.testing.assert_allclose(relevance.scores, [(1 + cosine) / 2 for cosine in cosines], atol=1e-6)
-    assert relevance.tokens == embeddings.tokens
-
-
-async def test_query_and_documents_have_their_prompts_and_are_kept_for_the_next_search(tmp_path: Path) -> None:
-    folder = save_embedding_model(tmp_path)
-    prompts = {"prompts": {"query": "cat ", "passage": "dog "}}
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
-    async with embedding(folder) as handler:
-        relevance = await rerank(handler, QUERY, TEXTS, max_tokens_per_doc=2)
-        again = await rerank(handler, QUERY, TEXTS, max_tokens_per_doc=2)
-        salted = await rerank(handler, QUERY, TEXTS, max_tokens_per_doc=2, cache_salt="mine")
-        cache = handler.stats().cache
-        texts = ["cat " + QUERY, *("dog " + " ".join(text.split()[:2]) for text in TEXTS)]
-        vectors = (await handler.embed(EmbeddingRequest(texts), Caller())).vectors.astype(np.float64)
-    query, *documents = (vector / np.linalg.norm(vector) for vector in vectors)
-    np.testing.assert_allclose(relevance.raw, [float(query @ document) for document in documents], atol=1e-6)
-    np.testing.assert_array_equal(relevance.raw, again.raw)
-    np.testing.assert_array_equal(relevance.raw, salted.raw)
-    different = len(set(texts))
-    assert cache is not None and (cache.misses, cache.hits) == (2 * different, 3 * len(texts) - 2 * different)
-
-
-async def test_an_embeddings_model_names_what_does_not_fit_and_cuts_what_may_be_cut(tmp_path: Path) -> None:
-    async with embedding(save_embedding_model(tmp_path)) as handler:
-        with pytest.raises(InvalidRequest, match="The query is 31 tokens long") as query:
-            await rerank(handler, "red " * 31, TEXTS)
-        with pytest.raises(InvalidRequest, match="Document 1 is 31 tokens long") as document:
-            await rerank(handler, QUERY, ["red", "red " * 31])
-        with pytest.raises(InvalidRequest) as instruction:
-            await rerank(handler, QUERY, TEXTS, instruction="Find cats")
-        cut = await rerank(handler, QUERY, ["red " * 99], max_tokens_per_doc=2)
-    assert [refused.value.param for refused in (query, document, instruction)] == [
-        "query",
-        "documents[1]",
-        "instruction",
-    ]
-    assert cut.tokens == (2 + 2) + (2 + 2)
-
-
-@pytest.mark.parametrize(("reranker", "capabilities"), [(False, ["embeddings", "rerank"]), (True, ["embeddings"])])
-def test_embeddings_models_rerank_where_no_reranker_is_served(reranker: bool, capabilities: list[str]) -> None:
-    specs = [ModelSpec("embed", Task.EMBEDDINGS, "dir:x"), *[spec()] * reranker]
-    handlers = create_handlers(specs, Path, max_audio_seconds=1)
-    assert handlers[0].describe()["capabilities"] == capabilities
-    registry = Registry(handlers)
-    for model in registry.models:
-        model.ready = True
-    if reranker:
-        with pytest.raises(InvalidRequest, match="not for rerank. Served here for rerank: tiny."):
-            registry.resolve("embed", Task.RERANK)
-        assert registry.resolve("tiny", Task.RERANK) is handlers[1]
-    else:
-        assert registry.resolve("embed", Task.RERANK) is handlers[0]

@@ -31,6 +31,7 @@ from handlers.speech.types import Script, Sentence, SpeechRequest
 from handlers.speech.voices import PREFERRED, shared_out, voices_in_force
 from tests.clock import until
 from tests.handlers.audio_files import likeness, sweep
+from tests.handlers.running import running
 
 SPEC = ModelSpec("voices", Task.SPEECH, "dir:somewhere")
 LONG = ". ".join(f"Sentence {n}" for n in range(20))
@@ -87,14 +88,8 @@ async def serving(
         max_characters=max_characters,
         load_engine=lambda spec, folder: engine,
     )
-    await handler.load()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(handler.run)
-        try:
-            yield handler
-        finally:
-            engine.latch.set()
-            tasks.cancel_scope.cancel()
+    async with running(handler, engine.latch.set):
+        yield handler
 
 
 async def speak(handler: SynthesisHandler, request: SpeechRequest, caller: Caller | None = None) -> bytes:

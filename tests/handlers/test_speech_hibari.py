@@ -5,7 +5,6 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
-import anyio
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,6 +22,7 @@ from handlers.speech.types import Sentence, SpeechRequest
 from handlers.starter import SPEECH, TRANSCRIPTION
 from handlers.transcription.faster_whisper import WhisperEngine
 from handlers.transcription.faster_whisper import load as load_whisper
+from tests.handlers.running import running
 from tests.handlers.speech_models import text_of
 from tests.wer import word_error_rate
 
@@ -173,12 +173,9 @@ async def test_what_is_spoken_is_understood(
     engine: HibariEngine, whisper: WhisperEngine, format: str, speed: float
 ) -> None:
     handler = SynthesisHandler(SPEECH, Path, load_engine=lambda spec, folder: engine)
-    await handler.load()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(handler.run)
+    async with running(handler):
         async with await handler.open(SpeechRequest(TEXT, "alloy", format, speed), Caller()) as synthesis:
             audio = b"".join([chunk async for chunk in synthesis])
-        tasks.cancel_scope.cancel()
     assert word_error_rate(TEXT, heard(whisper, audio)) <= 0.1
 
 

@@ -23,6 +23,7 @@ from handlers.transcription.faster_whisper import WhisperEngine, load
 from handlers.transcription.handler import WhisperHandler
 from handlers.transcription.types import TranscriptionRequest, Word
 from tests.handlers.audio_files import CONTAINERS, encoded
+from tests.handlers.running import running
 from tests.wer import word_error_rate
 
 BECKETT = "Ever tried, ever failed. No matter, try again. Fail again. Fail better."
@@ -228,7 +229,6 @@ def test_a_prompt_of_control_tokens_is_text(whisper: WhisperEngine, beckett: Wav
 async def test_every_format_is_transcribed(models_dir: Path, whisper: WhisperEngine, beckett: Waveform) -> None:
     spec = replace(TRANSCRIPTION, isolation="none")
     handler = WhisperHandler(spec, lambda source: Path(), load_engine=lambda spec, folder: whisper)
-    await handler.load()
     texts: dict[str, str] = {}
 
     async def transcribe(kind: str) -> None:
@@ -240,11 +240,8 @@ async def test_every_format_is_transcribed(models_dir: Path, whisper: WhisperEng
             assert opened.transcript().language == "en"
             assert opened.transcript().duration == pytest.approx(9.96, abs=0.1)
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(handler.run)
-        async with anyio.create_task_group() as callers:
-            for kind in CONTAINERS:
-                callers.start_soon(transcribe, kind)
-        tasks.cancel_scope.cancel()
+    async with running(handler), anyio.create_task_group() as callers:
+        for kind in CONTAINERS:
+            callers.start_soon(transcribe, kind)
     assert set(texts) == set(CONTAINERS)
     assert all(word_error_rate(BECKETT, found) <= 0.1 for found in texts.values())

@@ -26,6 +26,7 @@ from handlers.transcription.transcription import FileTranscription
 from handlers.transcription.types import Segment, Transcript, TranscriptionRequest, VoiceActivity, Word
 from handlers.transcription.vad import VoiceModel
 from tests.handlers.audio_files import sound_file, sweep
+from tests.handlers.running import running
 from tests.handlers.speech_models import EverythingIsSpeech, FakeEngine, LoudnessModel, facts, say_length
 
 SPEC = ModelSpec("whisper", Task.TRANSCRIPTION, "dir:somewhere", isolation="none")
@@ -50,14 +51,8 @@ async def serving(
         load_engine=lambda spec, folder: engine,
         load_voices=lambda: voices or EverythingIsSpeech(),
     )
-    await handler.load()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(handler.run)
-        try:
-            yield handler
-        finally:
-            engine.latch.set()
-            tasks.cancel_scope.cancel()
+    async with running(handler, engine.latch.set):
+        yield handler
 
 
 def recording(seconds: float = 1) -> BytesIO:

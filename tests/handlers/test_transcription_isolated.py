@@ -27,6 +27,7 @@ from handlers.transcription.types import Transcript, TranscriptionRequest
 from tests.batching.child_latch import ChildLatch
 from tests.clock import MANUAL_CLOCK, advance, has_timer, settle, until
 from tests.handlers.audio_files import sound_file, sweep
+from tests.handlers.running import running
 from tests.handlers.speech_in_child import POISON, SLOW, UNMEASURABLE, UNREADABLE
 
 pytestmark = pytest.mark.anyio
@@ -67,16 +68,10 @@ def handler_for(folder: Path, **limits: Any) -> WhisperHandler:
 
 @asynccontextmanager
 async def serving(folder: Path, latch: ChildLatch | None = None, **limits: Any) -> AsyncIterator[WhisperHandler]:
-    handler = handler_for(folder, **limits)
-    await handler.load()
-    if latch:
-        await latch.connected()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(handler.run)
-        try:
-            yield handler
-        finally:
-            tasks.cancel_scope.cancel()
+    async with running(handler_for(folder, **limits)) as handler:
+        if latch:
+            await latch.connected()
+        yield handler
 
 
 async def transcript(

@@ -9,7 +9,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import anyio
 import httpx2
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from handlers.transcription.faster_whisper import WhisperEngine, load
 from handlers.transcription.handler import WhisperHandler
 from tests.gateway.fakes import app
 from tests.handlers.audio_files import sound_file
+from tests.handlers.running import running
 from tests.handlers.speech_models import EverythingIsSpeech
 from tests.handlers.tiny_multilingual import KNOWN, SPOKEN, save_multilingual, tones
 
@@ -134,12 +134,9 @@ async def serving(engine: WhisperEngine) -> AsyncIterator[httpx2.AsyncClient]:
     handler = WhisperHandler(
         SPEC, Path, load_engine=lambda spec, folder: engine, load_voices=lambda: EverythingIsSpeech()
     )
-    await handler.load()
     transport = httpx2.ASGITransport(app=app(handler))
-    async with anyio.create_task_group() as tasks, httpx2.AsyncClient(transport=transport, base_url="http://a") as http:
-        tasks.start_soon(handler.run)
+    async with running(handler), httpx2.AsyncClient(transport=transport, base_url="http://a") as http:
         yield http
-        tasks.cancel_scope.cancel()
 
 
 async def post(http: httpx2.AsyncClient, endpoint: str, sound: Waveform, **fields: Any) -> httpx2.Response:
