@@ -33,6 +33,25 @@ def test_its_symbols_are_looked_up_in_its_own_libraries_first(flags_at_import: l
     assert sys.getdlopenflags() == before != flags_at_import[0]
 
 
+@pytest.mark.parametrize(("theirs", "at_import"), [(None, "3000"), ("0", "0")])
+def test_its_threads_spin_briefly_unless_the_user_has_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch, theirs: str | None, at_import: str
+) -> None:
+    seen = []
+
+    def note(name: str) -> ModuleType:
+        seen.append(os.environ["GOMP_SPINCOUNT"])
+        return ModuleType(name)
+
+    monkeypatch.setattr(openmp, "import_module", note)
+    monkeypatch.delitem(sys.modules, "ctranslate2", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if theirs is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", theirs)
+    openmp.import_ctranslate2()
+    assert (seen, os.environ.get("GOMP_SPINCOUNT")) == ([at_import], theirs)
+
+
 def test_the_flags_come_back_also_when_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> ModuleType:
         raise ImportError(name)
