@@ -1,11 +1,11 @@
 """Reading a multipart form: files on disk, text fields in memory, both bounded, nothing left behind."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from gateway.errors import UnsupportedContentType
@@ -39,6 +39,35 @@ async def multipart(request: Request[State]) -> AsyncIterator[FormData]:
                     value.file.close()
 
 
+class _Parser(MultiPartParser):
+    """Starlette's, which takes a form that was cut off for a whole one, and reads as Latin-1 what is not UTF-8."""
+
+    _has_ended = False
+
+    def on_part_end(self) -> None:
+        if self._current_part.file is None:
+            _check_utf8(self._current_part.data, self._current_part.field_name)
+        super().on_part_end()
+
+    def on_end(self) -> None:
+        self._has_ended = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._has_ended:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("It ends before its last boundary, so a part of it may be missing")
+        return form
+
+
+def _check_utf8(text: bytearray, name: str) -> None:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        raise MultiPartException(f"Its field '{name[:100]}' is not UTF-8") from None
+
+
 def uploaded_file(form: FormData) -> UploadFile:
     """The file part called `file`. Raises InvalidRequest if there is none, or nothing in it."""
     file = form.get("file")
@@ -58,22 +87,23 @@ def text_fields(form: FormData) -> list[tuple[str, str]]:
 
 
 def _check_content_type(content_type: str) -> None:
-    kind, _, options = content_type.partition(";")
+    kind = content_type.partition(";")[0]
     if kind.strip().lower() != "multipart/form-data":
         sent = f"not {kind.strip()[:64]!r}" if kind.strip() else "and none was sent"
         raise UnsupportedContentType(f"The Content-Type must be multipart/form-data, {sent}.")
-    if "charset" in options.lower() and "utf-8" not in options.lower():
+    charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8")
+    if charset.lower() not in (b"utf-8", b"utf8"):
         raise UnsupportedContentType("The charset of a multipart form must be utf-8. Leave it out.")
 
 
 async def _read_form(request: Request[State]) -> FormData:
     try:
-        return await request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
-    except HTTPException as exc:
-        if not isinstance(exc.__context__, MultiPartException):
-            raise
+        async with aclosing(request.stream()) as stream:
+            parser = _Parser(request.headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
+            return await parser.parse()
+    except MultiPartException as exc:
         message = (
-            f"The multipart form cannot be read: {exc.detail.rstrip('.')}. Send one file, as a file part with a "
+            f"The multipart form cannot be read: {exc.message.rstrip('.')}. Send one file, as a file part with a "
             f"filename, and at most {MAX_FIELDS} text fields of {MAX_FIELD_BYTES // 1024} KiB each."
         )
         raise InvalidRequest(message) from None

@@ -22,7 +22,7 @@ class SpeechParams(Wire):
 
     model: ModelName
     input: Annotated[str, Field(min_length=1)]
-    voice: Annotated[str, BeforeValidator(_voice_name), Field(min_length=1, max_length=256)]
+    voice: Annotated[str, Field(min_length=1, max_length=256), BeforeValidator(_voice_name)]
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: Annotated[float, Field(ge=0.25, le=4)] = 1.0
     stream_format: Literal["audio", "sse"] = "audio"

@@ -93,6 +93,56 @@ async def test_a_file_name_of_any_length_is_a_bad_form(temp_folder: Path) -> Non
     assert left_in(temp_folder) == []
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [b"", b"--x", b"--x-", b"--x\r\ncontent-disposition: form-da", part(b"response_format", b"text")[:-3]],
+    ids=["no boundary", "half a boundary", "half the last boundary", "half a header", "half a field"],
+)
+async def test_a_form_that_was_cut_off_is_refused_instead_of_read_without_its_end(
+    temp_folder: Path, rest: bytes
+) -> None:
+    handler = FakeTranscription()
+    client = await upload(head(), bytes(2 * MB), b"\r\n" + rest).call(app(handler))
+    assert client.status == 400
+    assert "ends before its last boundary" in client.error["message"]
+    assert handler.files == []
+    assert left_in(temp_folder) == []
+
+
+async def test_what_follows_the_last_boundary_does_not_matter() -> None:
+    form = part(b"model", b"tiny-whisper") + part(b"file", b"RIFF", filename=b"a")
+    for end in (b"--x--", END, END + b"epilogue"):
+        assert (await upload(form + end).call(app(FakeTranscription()))).status == 200
+
+
+@pytest.mark.parametrize("text", [b"caf\xe9", b"\xff\xfe", b"\xc0\xaf", b"\xed\xa0\x80"])
+async def test_a_field_that_is_not_utf_8_is_refused_instead_of_guessed(text: bytes) -> None:
+    form = head() + b"\r\n" + part(b"prompt", text) + END
+    client = await upload(form).call(app(FakeTranscription()))
+    assert client.status == 400
+    assert "'prompt' is not UTF-8" in client.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ("charset=utf-8", 200),
+        ('charset="UTF-8"', 200),
+        ("charset=utf8", 200),
+        ("charset=latin-1", 415),
+        ("x=utf-8; charset=utf-16", 415),
+        ("x=utf-8; charset=undefined", 415),
+        ("charset=base64-utf-8", 415),
+    ],
+)
+async def test_a_form_in_another_charset_is_a_415(options: str, status: int) -> None:
+    form = head() + b"RIFF\r\n" + END
+    client = await upload(form, content_type=f"multipart/form-data; {options}; boundary=x").call(
+        app(FakeTranscription())
+    )
+    assert client.status == status
+
+
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
     """What a full disk looks like from here: writes beyond `size` bytes of a file fail."""
