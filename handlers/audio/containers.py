@@ -1,5 +1,6 @@
 """Which audio files are taken, told by their first bytes and never by their name."""
 
+from functools import reduce
 from typing import BinaryIO, Literal, TypeAlias
 
 from handlers.errors import InvalidRequest, UnsupportedMedia
@@ -13,6 +14,9 @@ Container: TypeAlias = Literal["wav", "flac", "ogg", "mp3", "aac", "mp4", "matro
 _OGG_HEAD = 27
 _HEAD_BYTES = _OGG_HEAD + 255 + 8
 
+# Of an ID3 tag: its name, version and flags, then its size in four times seven bits (ID3v2.4, section 3.1).
+_TAG_HEAD = 10
+
 
 def sniff(file: BinaryIO) -> Container:
     """Raises UnsupportedMedia, or InvalidRequest for an empty file.
@@ -23,7 +27,7 @@ def sniff(file: BinaryIO) -> Container:
     head = file.read(_HEAD_BYTES)
     if not head:
         raise InvalidRequest("The file is empty.", "file")
-    container = _by_signature(head) or _by_frame_sync(head)
+    container = _behind_tag(file, head) or _by_signature(head) or _by_frame_sync(head)
     if container is None:
         raise UnsupportedMedia(f"The file is not audio of a kind that is taken here. Send one of: {_LIST}.", "file")
     return container
@@ -48,6 +52,21 @@ def in_too_many_pieces() -> InvalidRequest:
 
 
 _LIST = ", ".join(FORMATS)
+
+
+def _behind_tag(file: BinaryIO, head: bytes) -> Container | None:
+    """What an ID3 tag stands before, if that is no MP3: taggers write it before FLAC, and recorders before AAC, too.
+
+    FFmpeg passes over the tag itself, whatever the format.
+    """
+    if head[:3] != b"ID3" or len(head) < _TAG_HEAD:
+        return None
+    size = reduce(lambda size, byte: size << 7 | byte & 0x7F, head[6:_TAG_HEAD], 0)
+    file.seek(_TAG_HEAD + size)
+    audio = file.read(4)
+    if audio == b"fLaC":
+        return "flac"
+    return "aac" if _by_frame_sync(audio) == "aac" else None
 
 
 def _by_signature(head: bytes) -> Container | None:

@@ -101,6 +101,16 @@ async def test_an_unknown_voice_is_refused_by_the_handler() -> None:
     assert error_of(await send(handler, "POST", "/v1/audio/speech", json=SPEAK)) == (400, "voice")
 
 
+@pytest.mark.parametrize(
+    ("voice", "told"),
+    [("", "at least 1 character"), ({"id": ""}, "at least 1 character"), ("x" * 257, "at most 256 characters")],
+)
+async def test_the_name_of_a_voice_is_counted_in_characters(voice: object, told: str) -> None:
+    response = await send(FakeSpeech(), "POST", "/v1/audio/speech", json={**SPEAK, "voice": voice})
+    assert error_of(response) == (400, "voice")
+    assert told in response.json()["error"]["message"]
+
+
 async def test_an_unknown_stream_format_is_refused() -> None:
     response = await send(FakeSpeech(), "POST", "/v1/audio/speech", json={**SPEAK, "stream_format": "websocket"})
     assert error_of(response) == (400, "stream_format")

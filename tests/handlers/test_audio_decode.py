@@ -241,6 +241,22 @@ def test_a_known_signature_leads_to_no_other_format(signature: bytes, format: st
         decode(BytesIO(signature + sound_file(np.zeros(16_000), format=format).getvalue()), max_seconds=60)
 
 
+@pytest.mark.parametrize("kind", ["flac", "aac", "mp3", "mpga"])
+@pytest.mark.parametrize("length", [0, 100, 300_000])
+def test_a_tag_before_any_format_that_may_have_one_is_passed_over(kind: str, length: int) -> None:
+    sound = encoded(kind, sweep(1))
+    size = bytes(length >> shift & 0x7F for shift in (21, 14, 7, 0))
+    tagged = b"ID3\x04\0\0" + size + bytes(length) + sound
+    plain = decode(BytesIO(sound), max_seconds=60)
+    assert len(decode(BytesIO(tagged), max_seconds=60)) == len(plain)
+    assert measure_seconds(BytesIO(tagged), max_seconds=60) == measure_seconds(BytesIO(sound), max_seconds=60)
+
+
+@pytest.mark.parametrize("tag", [b"ID3", b"ID3\x04\0\0\x7f\x7f\x7f\x7f", b"ID3\x04\0\0\xff\xff\xff\xfffLaC"])
+def test_a_tag_that_ends_nowhere_is_refused(tag: bytes) -> None:
+    assert "cannot be decoded" in refusal(tag + bytes(500)).message
+
+
 @pytest.mark.parametrize("packet", [b"\x80theora", b"Speex   ", b"fishead\0", b""])
 def test_an_ogg_that_does_not_begin_with_audio_is_refused(packet: bytes) -> None:
     page = b"OggS\0\x02" + bytes(20) + b"\x01" + bytes([len(packet)]) + packet
