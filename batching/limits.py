@@ -18,6 +18,7 @@ class Limits:
     max_wait: seconds a batch may wait for company; 0 means a lone request starts at once.
     max_batch_seconds: how long a batch should take at most, by the pace of those before it: whoever comes meanwhile
         waits for its end.
+    max_turn_cost: how much of a large request goes before whoever comes meanwhile, if that is less than a batch.
     """
 
     max_queue_size: int = 256
@@ -26,6 +27,7 @@ class Limits:
     max_batch_cost: int = 16_384
     max_wait: float = 0.0
     max_batch_seconds: float = math.inf
+    max_turn_cost: float = math.inf
 
     @property
     def is_bounded_in_time(self) -> bool:
@@ -39,4 +41,5 @@ class Limits:
     @property
     def turn_cost(self) -> int:
         """How much of a large request goes before whoever comes meanwhile."""
-        return max(1, self.max_batch_cost // _TURN_SHARE) if self.is_bounded_in_time else self.max_batch_cost
+        share = self.max_batch_cost // _TURN_SHARE if self.is_bounded_in_time else self.max_batch_cost
+        return max(1, int(min(share, self.max_turn_cost)))

@@ -57,10 +57,13 @@ class Scheduler(Generic[J]):
             raise QueueFull(self.limits.max_queue_cost, "units of work")
 
     def add(self, jobs: Sequence[J], *, reserved: bool = False) -> None:
-        """Let all of them wait, or none. Raises QueueFull, unless their room is reserved."""
+        """Let all of them wait, or none. Raises QueueFull, unless their room is reserved.
+
+        They are one request, or the next of one: then `ahead` of the first says how much of it waits already.
+        """
         if not reserved:
             self.check_room(len(jobs), sum(job.cost for job in jobs))
-        before = 0
+        before = jobs[0].ahead if jobs else 0
         for job in jobs:
             job.tag = self._present[job.caller.priority] + before
             job.ahead = before

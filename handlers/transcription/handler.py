@@ -28,6 +28,7 @@ from handlers.transcription.vad import VoiceModel, load_voice_model
 
 # Windows are 30 s long, and padding is part of them.
 _MOST_PADDING_MS = 5_000
+_TURN_SECONDS = 30
 
 
 class WhisperHandler:
@@ -68,8 +69,10 @@ class WhisperHandler:
 
     async def load(self) -> None:
         folder = await self._worker.run(self._open_source, self.spec.source)
-        # The bounds are those of the files; a window of an admitted one is never refused.
-        limits = replace(self.spec.limits, max_queue_size=sys.maxsize, max_queue_cost=sys.maxsize)
+        # The bounds are those of the files; a window of an admitted one is never refused. Files take turns.
+        limits = replace(
+            self.spec.limits, max_queue_size=sys.maxsize, max_queue_cost=sys.maxsize, max_turn_cost=_TURN_SECONDS
+        )
         if is_isolated(self.spec, folder):
             await self._load_isolated(folder, limits)
         else:

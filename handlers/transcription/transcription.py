@@ -53,6 +53,7 @@ class FileTranscription:
         self._tasks = anyio.create_task_group()
         self._read: deque[tuple[Cut, asyncio.Future[Heard]]] = deque()
         self._unsent: deque[Cut] = deque()
+        self._submitted: set[Job[Window, Heard]] = set()
         self._at_end = False
         self._segments: list[Segment] = []
         self._transcript = Transcript("", None, 0.0, text_tokens=text_tokens)
@@ -129,7 +130,12 @@ class FileTranscription:
         job: Job[Window, Heard] = Job(window, self._caller, cost=max(1, math.ceil(window.seconds)))
         try:
             async with self._slots:
-                heard = await self._batcher.submit(job)
+                job.ahead = sum(other.cost for other in self._submitted if other.timing.started is None)
+                self._submitted.add(job)
+                try:
+                    heard = await self._batcher.submit(job)
+                finally:
+                    self._submitted.discard(job)
         except Exception as error:  # noqa: BLE001 - the reader's, who waits for this window
             if not answer.done():
                 answer.set_exception(error)

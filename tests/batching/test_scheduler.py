@@ -147,6 +147,18 @@ def test_a_request_of_several_batches_takes_turns_with_those_who_come_meanwhile(
     assert [names(take(scheduler).jobs) for _ in range(3)] == ["late big2", "big3 big4", "big5"]
 
 
+def test_requests_whose_jobs_come_one_after_the_other_take_turns_by_what_waits_of_each() -> None:
+    scheduler = Scheduler[Named](Limits(max_batch_cost=120, max_turn_cost=30))
+    for name in ("a", "b"):
+        for i in range(4):
+            one = job(f"{name}{i}", 30)
+            one.ahead = 30 * i
+            scheduler.add([one])
+    assert names(take(scheduler, max_cost=60).jobs) == "a0 b0"
+    scheduler.add([job("late", 10)])
+    assert names(take(scheduler, max_cost=60).jobs) == "late a1"
+
+
 def test_where_time_is_bounded_the_rest_of_a_large_request_does_not_fill_up_the_batch_of_who_goes_before_it() -> None:
     large, small = Caller(), Caller()
     scheduler = Scheduler[Named](Limits(max_batch_cost=256, max_batch_seconds=0.1))
