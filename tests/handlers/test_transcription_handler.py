@@ -211,6 +211,18 @@ async def test_who_comes_while_a_long_file_runs_waits_for_one_batch_only() -> No
     assert any(7 in batch for batch in engine.batches[:2])
 
 
+async def test_a_clip_goes_before_the_windows_that_a_long_file_has_waiting() -> None:
+    engine = FakeEngine()
+    async with serving(engine, Limits(max_batch_size=8, max_batch_cost=60)) as handler:
+        async with anyio.create_task_group() as callers:
+            await occupy(handler, engine, callers, 400)
+            await until(lambda: under_way(handler) == 8)
+            callers.start_soon(transcript, handler, ask(7))
+            await until(lambda: under_way(handler) == 9)
+            engine.latch.set()
+    assert any(7 in batch for batch in engine.batches[:3])
+
+
 async def test_the_first_window_tells_the_language_of_the_others() -> None:
     engine = FakeEngine()
     async with serving(engine) as handler:
