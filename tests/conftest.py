@@ -11,6 +11,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 from collections.abc import Sequence
 from pathlib import Path
 
+# Before Numba is imported: two processes that compile at once spoil its cache, and what is loaded from it crashes.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "numba" / worker))
+
 import pytest
 from hypothesis import HealthCheck, settings
 
