@@ -15,8 +15,6 @@ from handlers.transcription.prompts import count_words
 from handlers.transcription.segments import Piece, segment_of
 from handlers.transcription.types import Segment, TokenLogprob, Word
 
-_WINDOW_SECONDS = 30.0
-
 
 @dataclass(frozen=True, slots=True)
 class _Letter:
@@ -42,16 +40,7 @@ class CTCOnTorch:
         self._blank = int(tokenizer.pad_token_id)
         self._space = int(tokenizer.word_delimiter_token_id)
         self._seconds_a_frame = model.config.inputs_to_logits_ratio / SAMPLE_RATE
-        self.facts = EngineFacts(
-            languages=(),
-            translates=False,
-            word_timestamps=True,
-            logprobs=True,
-            max_prompt_tokens=0,
-            window_seconds=_WINDOW_SECONDS,
-            temperatures=False,
-            **placement(model),
-        )
+        self.facts = EngineFacts.of_audio_alone(word_timestamps=True, **placement(model))
 
     @torch.inference_mode()
     def transcribe(self, windows: Sequence[Window]) -> Sequence[Heard | Exception]:

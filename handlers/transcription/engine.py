@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from handlers.audio.waveform import Waveform
 from handlers.transcription.types import Segment
@@ -73,6 +73,20 @@ class EngineFacts:
     dtype: str
     window_seconds: float = 30.0
     temperatures: bool = True
+
+    @classmethod
+    def of_audio_alone(cls, *, word_timestamps: bool, device: str, dtype: str) -> Self:
+        """Of a model that takes nothing but audio: neither language nor task, prompt or temperature."""
+        return cls(
+            languages=(),
+            translates=False,
+            word_timestamps=word_timestamps,
+            logprobs=True,
+            max_prompt_tokens=0,
+            device=device,
+            dtype=dtype,
+            temperatures=False,
+        )
 
 
 class Engine(Protocol):

@@ -19,8 +19,6 @@ from handlers.transcription.prompts import count_words
 from handlers.transcription.segments import Piece, segment_of
 from handlers.transcription.types import Segment, TokenLogprob
 
-_WINDOW_SECONDS = 30.0
-
 # No word is as short, and the first layers need some samples.
 _LEAST_SECONDS = 0.1
 
@@ -47,16 +45,7 @@ class Seq2SeqOnTorch:
         self._ends = frozenset(torch.tensor(self._generation.eos_token_id).flatten().tolist())
         self._special = frozenset(tokenizer.all_special_ids)
         self._steps_a_second, self._is_padded = self._probe()
-        self.facts = EngineFacts(
-            languages=(),
-            translates=False,
-            word_timestamps=False,
-            logprobs=True,
-            max_prompt_tokens=0,
-            window_seconds=_WINDOW_SECONDS,
-            temperatures=False,
-            **placement(model),
-        )
+        self.facts = EngineFacts.of_audio_alone(word_timestamps=False, **placement(model))
 
     @torch.inference_mode()
     def transcribe(self, windows: Sequence[Window]) -> Sequence[Heard | Exception]:

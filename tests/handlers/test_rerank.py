@@ -46,6 +46,7 @@ from handlers.rerank.types import Relevance, RerankRequest
 from handlers.spec import ModelSpec, Task
 from tests.handlers.running import running
 from tests.handlers.tiny import (
+    CROSS_ENCODER_SIZES,
     WORDS,
     save_cross_encoder,
     save_word_tokenizer,
@@ -56,16 +57,6 @@ pytestmark = pytest.mark.anyio
 
 QUERY = "red cat"
 TEXTS = ["the cat", "a dog sat on the mat", "red", "one two three four five one two three", "blue mat", "red"]
-SIZES: dict[str, Any] = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 40,
-    "initializer_range": 0.5,
-    "num_labels": 1,
-}
 Reference = Callable[[str, str], float]
 
 
@@ -208,7 +199,7 @@ def test_the_bert_family_is_packed_and_equals_transformers(
     tmp_path: Path, config: type[RobertaConfig], kind: type[PreTrainedModel], pair: str
 ) -> None:
     torch.manual_seed(0)
-    save_cross_encoder(tmp_path, kind(config(**SIZES)))
+    save_cross_encoder(tmp_path, kind(config(**CROSS_ENCODER_SIZES)))
     save_word_tokenizer(tmp_path, pair=pair)
     loaded = load(spec(), tmp_path)
     assert isinstance(loaded.scorer, PackedCrossEncoder)
@@ -219,7 +210,7 @@ def test_the_bert_family_is_packed_and_equals_transformers(
 @pytest.mark.parametrize("max_batch_cost", [20, 1000])
 def test_another_architecture_runs_through_transformers(tmp_path: Path, max_batch_cost: int) -> None:
     torch.manual_seed(0)
-    config = ElectraConfig(**SIZES, embedding_size=16)
+    config = ElectraConfig(**CROSS_ENCODER_SIZES, embedding_size=16)
     save_cross_encoder(tmp_path, ElectraForSequenceClassification(config))
     limits = Limits(max_batch_cost=max_batch_cost)
     assert isinstance(load(spec(), tmp_path).scorer, PaddedCrossEncoder)

@@ -18,23 +18,12 @@ from handlers.errors import ModelLoadError
 from handlers.rerank.engine import load
 from handlers.spec import ModelSpec, Task
 from tests.handlers.tiny import (
-    WORDS,
+    CROSS_ENCODER_SIZES,
     save_chat_model,
     save_cross_encoder,
     save_embedding_model,
     save_word_tokenizer,
 )
-
-SIZES: dict[str, Any] = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 40,
-    "initializer_range": 0.5,
-    "num_labels": 1,
-}
 
 
 def spec(**options: Any) -> ModelSpec:
@@ -55,7 +44,7 @@ def test_a_model_of_another_kind_is_refused_at_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", [BertForSequenceClassification, ElectraForSequenceClassification])
 def test_a_model_with_several_classes_is_refused_at_load(tmp_path: Path, model: type[PreTrainedModel]) -> None:
     config = {BertForSequenceClassification: BertConfig, ElectraForSequenceClassification: ElectraConfig}[model]
-    save_cross_encoder(tmp_path, model(config(**{**SIZES, "num_labels": 3})))
+    save_cross_encoder(tmp_path, model(config(**{**CROSS_ENCODER_SIZES, "num_labels": 3})))
     with pytest.raises(ModelLoadError, match="^model tiny: .* it tells 3 classes apart; a reranker has one"):
         load(spec(), tmp_path)
 

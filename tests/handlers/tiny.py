@@ -27,6 +27,17 @@ TEMPLATE = (
 SPECIAL_TOKENS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"the a cat dog sat on mat red blue one two three four five".split()]
 
+CROSS_ENCODER_SIZES: dict[str, Any] = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.5,
+    "num_labels": 1,
+}
+
 
 def save_chat_model(folder: Path, *, context: int = 256) -> Path:
     """A two-layer Llama whose tokens are bytes."""
